@@ -1,1 +1,22 @@
-//! lib
+//! tcbert-worker turns a stream of documents into tagged, searchable vectors.
+//!
+//! The modules stand in the order in which data flows; each imports only from those above it:
+//!
+//! ```text
+//! Kafka topic -> decode -> prompt + tokenise -> batch -> ONNX Runtime -> score topics + pool embedding -> Qdrant collection -> commit
+//! ```
+//!
+//! The invariants of the whole stand in `ARCHITECTURE.md`.
+
+pub mod batch;
+pub mod bounds;
+pub mod decode;
+pub mod document;
+pub mod kafka;
+pub mod model;
+pub mod score;
+pub mod source;
+pub mod store;
+pub mod taxonomy;
+pub mod tokenize;
+pub mod watermark;

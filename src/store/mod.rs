@@ -1,0 +1,144 @@
+//! The store stage: points in, durable or refused. One trait, two real implementations
+//! (`qdrant.rs` over gRPC, `embedded.rs` in process); `point.rs` is pure.
+//! Knows nothing of sources, models or offsets to commit.
+
+use futures::future::BoxFuture;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::document::{DocumentId, Version};
+
+/// What is written for one document.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PointWrite {
+    /// A vector and its payload.
+    Upsert(Point),
+    /// A deletion: a marker without vector that keeps late older writes out.
+    Tombstone {
+        /// Identity of the deleted document.
+        id: DocumentId,
+        /// The deletion's age.
+        version: Version,
+    },
+}
+
+/// A tagged document, ready to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    /// Identity; the point id is derived from it.
+    pub id: DocumentId,
+    /// Age; an older write loses.
+    pub version: Version,
+    /// L2-normalised embedding `[hidden]`.
+    pub vector: Vec<f32>,
+    /// The payload keys of the design, without those that the version holds
+    /// (`version`, `kafka_topic`, `kafka_partition`, `kafka_offset`), which the store adds.
+    pub payload: Map<String, Value>,
+}
+
+impl PointWrite {
+    /// The document written or deleted.
+    pub fn id(&self) -> &DocumentId {
+        match self {
+            Self::Upsert(point) => &point.id,
+            Self::Tombstone { id, .. } => id,
+        }
+    }
+
+    /// How old the write is.
+    pub fn version(&self) -> &Version {
+        match self {
+            Self::Upsert(point) => &point.version,
+            Self::Tombstone { version, .. } => version,
+        }
+    }
+}
+
+/// Which points a question is about; markers of deletions never count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PointFilter {
+    /// Only points whose `topic` is this one.
+    pub topic: Option<String>,
+    /// Only points whose `source` is this one.
+    pub source: Option<String>,
+}
+
+/// One hit of a search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SearchHit {
+    /// Point id.
+    pub point_id: Uuid,
+    /// Cosine similarity to the query.
+    pub score: f32,
+    /// The payload as stored.
+    pub payload: Map<String, Value>,
+}
+
+/// What the collection is, so that a worker can refuse one that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CollectionInfo {
+    /// Collection name (an alias is resolved).
+    pub name: String,
+    /// Width of the vectors.
+    pub vector_size: usize,
+    /// Name of the vector; empty for the unnamed one.
+    pub vector_name: String,
+    /// Distance, such as `Cosine`.
+    pub distance: String,
+    /// Points, markers included.
+    pub points: u64,
+}
+
+/// A place that points are written to.
+///
+/// `write` may be called concurrently; it returns only when every point of the batch is durable
+/// (gRPC: Completed with wait=true; embedded: after a flush that did not fail) or superseded by a
+/// newer version already there. On an error nothing is known of the batch: writing it again is safe.
+pub trait Store: Send + Sync {
+    /// Writes a batch conditionally: older never overwrites newer, equal rewrites.
+    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The `limit` nearest points to an L2-normalised `vector`, best first.
+    fn search(
+        &self,
+        vector: Vec<f32>,
+        filter: PointFilter,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<SearchHit>, StoreError>>;
+
+    /// Points that match, markers excluded.
+    fn count(&self, filter: PointFilter) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// The stored payload of one document, its marker included; `None` where there is neither.
+    fn fetch(
+        &self,
+        id: DocumentId,
+    ) -> BoxFuture<'_, Result<Option<Map<String, Value>>, StoreError>>;
+
+    /// What the collection is; `None` where it does not exist.
+    fn collection(&self) -> BoxFuture<'_, Result<Option<CollectionInfo>, StoreError>>;
+
+    /// Removes markers of deletions older than `before_ms` (milliseconds since the epoch, by the
+    /// time at which the marker was written); says how many.
+    fn remove_markers(&self, before_ms: i64) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Ends the store's threads after a last flush. Idempotent.
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// Why a write or a question failed; the kind says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Away, busy, timed out, outcome unknown: try the whole batch again.
+    #[error("the store did not answer as it should: {0}")]
+    Transient(String),
+    /// Full or read-only: wait, alert, try again; never dead-letter.
+    #[error("the store takes no writes: {0}")]
+    Full(String),
+    /// This batch will never be accepted: bisect to the record that is at fault.
+    #[error("the store refuses the batch: {0}")]
+    Rejected(String),
+    /// Wrong address, credential, collection or vector size, or a failed flush: stop without committing.
+    #[error("{0}")]
+    Fatal(String),
+}
