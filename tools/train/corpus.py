@@ -1,0 +1,118 @@
+"""Data sets and text: reads the public evaluation data, builds the tokenizer, and cuts text into training rows.
+
+Owns file formats and tokenisation. Knows nothing of the network.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
+LABELS = "{label}"
+NEWS_PROMPTS = ("下面是一则关于{label}的新闻：", "接下来的新闻，是跟{label}相关的内容：")
+THUCNEWS_WORDS = ("财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐")
+PROMPTS = {
+    "tnews": NEWS_PROMPTS,
+    "thucnews": NEWS_PROMPTS,
+    "csldcp": ("这一句描述{label}的内容如下：", "接下来的学科，是跟{label}相关："),
+    "iflytek": ("这一句描述{label}的内容如下：", "接下来的生活内容，是跟{label}相关："),
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts with their class index; `words[i]` is the label word of class i."""
+
+    texts: list
+    labels: np.ndarray
+    words: list
+
+
+def build_tokenizer(vocab_file: Path) -> Tokenizer:
+    """The tokenizer that ships: lower-cased text, accents folded, Chinese characters apart, WordPiece.
+
+    Full-width letters and digits become half-width (NFKC would also turn the prompts' punctuation, so only
+    the letters and digits are mapped).
+    """
+    vocabulary = {w: i for i, w in enumerate(vocab_file.read_text(encoding="utf-8").rstrip("\n").split("\n"))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    full_width = [*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B)]
+    narrow = [normalizers.Replace(chr(code), chr(code - 0xFEE0)) for code in full_width]
+    tokenizer.normalizer = normalizers.Sequence(
+        [*narrow, normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return tokenizer
+
+
+def _json_lines(path: Path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n") if line.strip()]
+
+
+def read_labelled(data: Path, name: str, part: str) -> Labelled:
+    """One labelled file, for example ("tnews", "train_few_all") or ("thucnews", "dev")."""
+    if name == "thucnews":
+        rows = [line.rsplit("\t", 1) for line in (data / name / f"{part}.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        return Labelled([t for t, _ in rows], np.array([int(c) for _, c in rows]), list(THUCNEWS_WORDS))
+    rows = _json_lines(data / name / f"{part}.json")
+    if name == "tnews":
+        table = _json_lines(data / name / "labels.jsonl")
+        index = {row["label"]: i for i, row in enumerate(table)}
+        words = [row["label_zh"] for row in table]
+        return Labelled([r["sentence"] for r in rows], np.array([index[str(r["label"])] for r in rows]), words)
+    table = json.loads((data / name / "labels.json").read_text(encoding="utf-8"))
+    index = {row["label"]: i for i, row in enumerate(table)}
+    text, label = ("content", "label") if name == "csldcp" else ("sentence", "label_des")
+    return Labelled([r[text] for r in rows], np.array([index[r[label]] for r in rows]), [r["word"] for r in table])
+
+
+def read_unlabelled(data: Path) -> list:
+    return [row["sentence"] for row in _json_lines(data / "tnews" / "unlabeled.json")]
+
+
+def pretraining_texts(data: Path):
+    """(titles, long texts) for masked-language training; keywords follow the title that they belong to."""
+    titles = []
+    for part in ("unlabeled", "train_few_all", "dev_few_all"):
+        for row in _json_lines(data / "tnews" / f"{part}.json"):
+            titles.append(row["sentence"])
+            if row.get("keywords"):
+                titles.append(row["sentence"] + "，" + "，".join(row["keywords"].split(",")[:10]))
+    for part in ("dev", "test_half_a"):
+        titles.extend(read_labelled(data, "thucnews", part).texts)
+    long = []
+    for name in ("csldcp", "iflytek"):
+        for part in ("train_few_all", "dev_few_all"):
+            long.extend(read_labelled(data, name, part).texts)
+    return titles, long
+
+
+class Words:
+    """Token ids and word numbers of texts, for whole-word masking."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        import jieba
+
+        jieba.setLogLevel(logging.WARNING)
+        self.cut = jieba.lcut
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str):
+        """(ids, words): two equally long int arrays without [CLS] and [SEP]."""
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        owner = np.zeros(len(text) + 1, np.int32)
+        at = 0
+        for number, word in enumerate(self.cut(text)):
+            owner[at : at + len(word)] = number
+            at += len(word)
+        words = np.array([owner[start] for start, _ in encoded.offsets], np.int32)
+        return np.array(encoded.ids, np.int32), words
