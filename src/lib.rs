@@ -17,6 +17,7 @@ pub mod model;
 pub mod score;
 pub mod source;
 pub mod store;
+
 pub mod taxonomy;
 pub mod tokenize;
 pub mod watermark;
