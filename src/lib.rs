@@ -19,5 +19,6 @@ pub mod source;
 pub mod store;
 
 pub mod taxonomy;
+pub mod telemetry;
 pub mod tokenize;
 pub mod watermark;
