@@ -7,6 +7,7 @@ use super::ledger::Ticket;
 use super::{Context, PipelineError};
 use crate::kafka::DeadLetter;
 use crate::source::SourceRecord;
+use crate::telemetry::Outcome;
 
 /// Every how many refused records one is logged in full; the first ones always are.
 const LOG_EVERY: u64 = 100;
@@ -55,7 +56,8 @@ pub(super) async fn refuse(
         () = context.abandoned.cancelled() => return Err(PipelineError::Abandoned),
     }
     context.counters.dead_lettered.add(1);
-    context.telemetry.dead_letter(refusal.stage, refusal.class);
+    context.metrics.dead_letter(refusal.class);
+    context.metrics.documents(Outcome::DeadLettered, 1);
     context.ledger.acknowledge([&ticket]);
     Ok(())
 }

@@ -16,6 +16,7 @@ use crate::batch::BatchPlanner;
 use crate::model::{Model, ModelError};
 use crate::score::Tagging;
 use crate::store::{PointWrite, TaggedDocument};
+use crate::telemetry::Stage;
 
 /// Longest wait of the planner for more documents, so that a drain is noticed soon.
 const TICK: Duration = Duration::from_millis(20);
@@ -113,9 +114,13 @@ fn count(context: &Context, batch: &[Ready], elapsed: Duration) {
     counters.tagged.add(batch.len());
     counters.tokens.add(tokens);
     counters.padded_tokens.add(longest * batch.len());
-    counters.truncated.add(batch.iter().filter(|ready| ready.encoded.truncated).count());
-    counters.unknown_tokens.add(batch.iter().map(|ready| ready.encoded.unknown_tokens).sum());
-    context.telemetry.batch(batch.len(), tokens, longest * batch.len(), elapsed);
+    let truncated = batch.iter().filter(|ready| ready.encoded.truncated).count();
+    let unknown = batch.iter().map(|ready| ready.encoded.unknown_tokens).sum();
+    counters.truncated.add(truncated);
+    counters.unknown_tokens.add(unknown);
+    context.metrics.texts(truncated as u64, unknown as u64);
+    context.metrics.batch(batch.len(), tokens, longest * batch.len());
+    context.metrics.stage(Stage::Infer, elapsed);
 }
 
 /// After a failed batch: which documents are at fault? Each runs alone. When all of them fail the

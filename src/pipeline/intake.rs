@@ -8,6 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{Context, PipelineError, spawn};
+use crate::document::TopicPartition;
 use crate::source::{SourceEvent, SourceRecord};
 
 /// How often the intake looks whether it shall stop while nothing arrives.
@@ -49,7 +50,7 @@ pub(super) fn run_intake(
             Ok(SourceEvent::Assigned { partitions, generation }) => {
                 tracing::info!(partitions = %listed(&partitions), generation = generation.0, "partitions assigned");
                 context.ledger.assign(&partitions, generation);
-                context.telemetry.assigned(&partitions);
+                context.metrics.rebalance("assigned");
             }
             Ok(SourceEvent::Revoked { partitions, reply }) => {
                 let offsets = {
@@ -57,14 +58,16 @@ pub(super) fn run_intake(
                     context.ledger.revoke(&partitions, revoke_drain)
                 };
                 tracing::info!(partitions = %listed(&partitions), "partitions revoked");
-                context.telemetry.revoked(&partitions);
+                context.metrics.rebalance("revoked");
+                gone(context, &partitions);
                 // The source may have given up waiting: its records are then delivered again elsewhere.
                 let _ = reply.send(offsets);
             }
             Ok(SourceEvent::Lost { partitions }) => {
                 tracing::warn!(partitions = %listed(&partitions), "partitions lost; what is in flight is abandoned");
                 context.ledger.lose(&partitions);
-                context.telemetry.revoked(&partitions);
+                context.metrics.rebalance("lost");
+                gone(context, &partitions);
             }
             Ok(SourceEvent::Ended) => {
                 records_out = None;
@@ -104,7 +107,13 @@ fn admit(
     out.send(records).is_ok()
 }
 
-fn listed(partitions: &[crate::document::TopicPartition]) -> String {
+fn gone(context: &Context, partitions: &[TopicPartition]) {
+    for partition in partitions {
+        context.metrics.lag_gone(&partition.topic, partition.partition);
+    }
+}
+
+fn listed(partitions: &[TopicPartition]) -> String {
     let names: Vec<String> = partitions.iter().map(ToString::to_string).collect();
     names.join(" ")
 }

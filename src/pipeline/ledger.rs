@@ -132,10 +132,9 @@ impl Ledger {
         self.state.lock().watermarks.mark_committed(offsets);
     }
 
-    /// Records in flight and their bytes.
-    pub(super) fn in_flight(&self) -> (usize, usize) {
-        let state = self.state.lock();
-        (state.records, state.bytes)
+    /// Records in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.state.lock().records
     }
 
     /// Waits until nothing is in flight, at most `wait`; true when that is so.

@@ -38,7 +38,7 @@ use crate::model::{Model, ModelError};
 use crate::score::Tagger;
 use crate::source::{CommitMode, Source, SourceError, SourceRecord};
 use crate::store::{PointBuilder, Store, StoreError};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Metrics, Stage};
 
 use dead_letters::{Refusal, refuse};
 use intake::{IntakeState, spawn_intake};
@@ -77,6 +77,8 @@ pub struct Stages {
     pub store: Arc<dyn Store>,
     /// Where refused records go.
     pub dead_letters: Arc<dyn DeadLetterSink>,
+    /// Where the work is counted.
+    pub metrics: Metrics,
 }
 
 /// How stages are wired.
@@ -134,7 +136,7 @@ pub(crate) struct Context {
     dead_letters: Arc<dyn DeadLetterSink>,
     ledger: Ledger,
     counters: Arc<Counters>,
-    telemetry: Telemetry,
+    metrics: Metrics,
     /// Above zero while batches go out at once instead of lingering.
     draining: AtomicUsize,
     /// Work in flight is given up: retry loops end.
@@ -219,7 +221,7 @@ pub async fn run(
     counters: Arc<Counters>,
     shutdown: CancellationToken,
 ) -> Result<Ending, PipelineError> {
-    let Stages { source, decoder, tagger, models, points, store, dead_letters } = stages;
+    let Stages { source, decoder, tagger, models, points, store, dead_letters, metrics } = stages;
     let context = Arc::new(Context {
         decoder,
         tagger,
@@ -232,7 +234,7 @@ pub async fn run(
             window: wiring.pipeline.max_uncommitted_records,
         }),
         counters,
-        telemetry: Telemetry::new(),
+        metrics,
         draining: AtomicUsize::new(0),
         abandoned: CancellationToken::new(),
         failure: Mutex::new(None),
@@ -334,8 +336,7 @@ async fn supervise(
         tokio::select! {
             _ = ticks.tick() => {
                 commit(context, source, CommitMode::Background).await;
-                let (records, bytes) = context.ledger.in_flight();
-                context.telemetry.in_flight(records, bytes);
+                context.metrics.in_flight(context.ledger.in_flight());
             }
             () = context.wake.notified() => {}
             () = shutdown.cancelled() => return Ending::Stopped,
@@ -343,7 +344,7 @@ async fn supervise(
         if context.failure.lock().is_some() {
             return Ending::Stopped;
         }
-        if intake.ended.load(Ordering::Acquire) && context.ledger.in_flight().0 == 0 {
+        if intake.ended.load(Ordering::Acquire) && context.ledger.in_flight() == 0 {
             return Ending::Complete;
         }
     }
@@ -362,10 +363,14 @@ async fn commit(context: &Arc<Context>, source: &Arc<dyn Source>, mode: CommitMo
     match outcome {
         Ok(Ok(())) => {
             context.ledger.mark_committed(&offsets);
-            context.telemetry.commit(offsets.len(), started.elapsed());
+            context.metrics.commit(true);
+            context.metrics.stage(Stage::Commit, started.elapsed());
         }
         Ok(Err(error @ SourceError::Fatal(_))) => context.fail(error.into()),
-        Ok(Err(error)) => tracing::warn!(error = %error, "a commit failed and is tried again"),
+        Ok(Err(error)) => {
+            context.metrics.commit(false);
+            tracing::warn!(error = %error, "a commit failed and is tried again");
+        }
         Err(error) => context.fail(PipelineError::Thread(format!("the commit ended early: {error}"))),
     }
 }
@@ -388,11 +393,11 @@ async fn finish(
         // What is in flight may depend on what has failed: it is delivered again at the next start.
         context.abandoned.cancel();
     } else {
-        tracing::info!(in_flight = context.ledger.in_flight().0, "draining");
+        tracing::info!(in_flight = context.ledger.in_flight(), "draining");
         let waiting = context.clone();
         let drained = tokio::task::spawn_blocking(move || waiting.ledger.wait_until_empty(drain)).await;
         if !drained.unwrap_or(false) {
-            context.fail(PipelineError::NotDrained(context.ledger.in_flight().0));
+            context.fail(PipelineError::NotDrained(context.ledger.in_flight()));
             context.abandoned.cancel();
         }
     }

@@ -2,6 +2,7 @@
 //! tombstones and refusals out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::mpsc;
@@ -14,6 +15,7 @@ use crate::decode::{Decoded, compose_text};
 use crate::document::{Document, Version};
 use crate::source::SourceRecord;
 use crate::store::PointWrite;
+use crate::telemetry::Stage;
 use crate::tokenize::EncodedText;
 
 /// A document on its way to the model, with the record it came from.
@@ -34,47 +36,64 @@ pub(super) struct Prepared {
     pub(super) refusals: mpsc::Sender<Refused>,
 }
 
-/// Prepares chunks until the intake ends; false in the middle when a stage behind has gone.
+/// Prepares chunks until the intake ends or a stage behind has gone.
 pub(super) fn run_prepare(context: &Context, records: &Receiver<Vec<SourceRecord>>, out: &Prepared) {
     for chunk in records {
-        let started = std::time::Instant::now();
-        let count = chunk.len();
-        let mut documents = Vec::with_capacity(count);
-        let mut tombstones = Vec::new();
-        for record in chunk {
-            let ticket = Ticket::of(&record);
-            let version = Version {
-                position: record.position.clone(),
-                timestamp_ms: record.timestamp_ms.unwrap_or(0),
-            };
-            match context.decoder.decode(&record) {
-                Ok(Decoded::Document(document)) => {
-                    let text = compose_text(&document, context.decoder.text_settings());
-                    let mut encoded = context.tagger.encode(&text.text);
-                    encoded.truncated |= text.cut;
-                    documents.push(Ready { ticket, record, document, version, encoded });
-                }
-                Ok(Decoded::Tombstone(id)) => tombstones.push(Write {
-                    ticket,
-                    record,
-                    point: PointWrite::Tombstone { id, version },
-                }),
-                Err(error) => {
-                    let refusal = Refusal { stage: "decode", class: error.class(), message: error.to_string() };
-                    if out.refusals.blocking_send(Refused { ticket, record, refusal }).is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-        context.telemetry.prepared(count, started.elapsed());
+        let Some((documents, tombstones)) = decode(context, chunk, out) else { return };
+        let started = Instant::now();
+        let ready: Vec<Ready> = documents.into_iter().map(|decoded| tokenise(context, decoded)).collect();
+        context.metrics.stage(Stage::Tokenise, started.elapsed());
         if !tombstones.is_empty() && out.writes.blocking_send(tombstones).is_err() {
             return;
         }
-        if !documents.is_empty() && out.documents.send(documents).is_err() {
+        if !ready.is_empty() && out.documents.send(ready).is_err() {
             return;
         }
     }
+}
+
+/// A decoded document with the record it came from.
+struct DecodedRecord {
+    ticket: Ticket,
+    record: SourceRecord,
+    document: Document,
+    version: Version,
+}
+
+/// Splits a chunk into documents, deletions and refusals; `None` when nobody takes the refusals.
+fn decode(context: &Context, chunk: Vec<SourceRecord>, out: &Prepared) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
+    let started = Instant::now();
+    let mut documents = Vec::with_capacity(chunk.len());
+    let mut tombstones = Vec::new();
+    for record in chunk {
+        let ticket = Ticket::of(&record);
+        let version = Version {
+            position: record.position.clone(),
+            timestamp_ms: record.timestamp_ms.unwrap_or(0),
+        };
+        match context.decoder.decode(&record) {
+            Ok(Decoded::Document(document)) => {
+                documents.push(DecodedRecord { ticket, record, document, version });
+            }
+            Ok(Decoded::Tombstone(id)) => {
+                tombstones.push(Write { ticket, record, point: PointWrite::Tombstone { id, version } });
+            }
+            Err(error) => {
+                let refusal = Refusal { stage: "decode", class: error.class(), message: error.to_string() };
+                out.refusals.blocking_send(Refused { ticket, record, refusal }).ok()?;
+            }
+        }
+    }
+    context.metrics.stage(Stage::Decode, started.elapsed());
+    Some((documents, tombstones))
+}
+
+fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
+    let DecodedRecord { ticket, record, document, version } = decoded;
+    let text = compose_text(&document, &context.text);
+    let mut encoded = context.tagger.encode(&text.text);
+    encoded.truncated |= text.cut;
+    Ready { ticket, record, document, version, encoded }
 }
 
 /// Starts `threads` preparing threads over one queue.

@@ -17,6 +17,7 @@ use super::ledger::Ticket;
 use super::{Context, PipelineError};
 use crate::source::SourceRecord;
 use crate::store::{PointWrite, StoreError};
+use crate::telemetry::{Outcome, Stage};
 
 /// Stage name in dead-letter headers.
 const STAGE: &str = "store";
@@ -149,6 +150,8 @@ fn acknowledge(context: &Context, batch: &[Write]) {
         .count();
     context.counters.written.add(batch.len() - deleted);
     context.counters.deleted.add(deleted);
+    context.metrics.documents(Outcome::Written, (batch.len() - deleted) as u64);
+    context.metrics.documents(Outcome::Deleted, deleted as u64);
     context.ledger.acknowledge(batch.iter().map(|write| &write.ticket));
 }
 
@@ -166,14 +169,16 @@ async fn write_until_decided(
                 if logged.is_some() {
                     tracing::info!(seconds = started.elapsed().as_secs_f32(), "the store takes writes again");
                 }
-                context.telemetry.store_write(points.len(), started.elapsed());
+                context.metrics.stage(Stage::Write, started.elapsed());
+                context.metrics.store_paused(false);
                 return Ok(Ok(()));
             }
             Err(StoreError::Rejected(reason)) => return Ok(Err(reason)),
             Err(fatal @ StoreError::Fatal(_)) => return Err(PipelineError::Store(fatal)),
             Err(failure) => failure,
         };
-        context.telemetry.store_retry(&failure);
+        context.metrics.store_retry();
+        context.metrics.store_paused(matches!(failure, StoreError::Full(_)));
         if logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
             logged = Some(Instant::now());
             tracing::warn!(
