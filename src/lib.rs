@@ -18,5 +18,6 @@ pub mod score;
 pub mod source;
 pub mod store;
 pub mod taxonomy;
+pub mod telemetry;
 pub mod tokenize;
 pub mod watermark;
