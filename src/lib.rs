@@ -8,16 +8,16 @@
 //!
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
-pub mod batch;
 pub mod bounds;
-pub mod decode;
 pub mod document;
+pub mod telemetry;
+pub mod source;
 pub mod kafka;
+pub mod decode;
+pub mod taxonomy;
+pub mod tokenize;
+pub mod batch;
 pub mod model;
 pub mod score;
-pub mod source;
 pub mod store;
-pub mod taxonomy;
-pub mod telemetry;
-pub mod tokenize;
 pub mod watermark;
