@@ -8,17 +8,19 @@
 //!
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
-pub mod batch;
 pub mod bounds;
-pub mod decode;
 pub mod document;
+pub mod telemetry;
+pub mod source;
+pub mod watermark;
 pub mod kafka;
+pub mod decode;
+pub mod taxonomy;
+pub mod tokenize;
+pub mod batch;
 pub mod model;
 pub mod score;
-pub mod source;
 pub mod store;
-
-pub mod taxonomy;
-pub mod telemetry;
-pub mod tokenize;
-pub mod watermark;
+pub mod settings;
+pub mod pipeline;
+pub mod cli;
