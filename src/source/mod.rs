@@ -112,6 +112,14 @@ pub trait Source: Send + Sync {
     /// The events; one receiver reads them.
     fn events(&self) -> Receiver<SourceEvent>;
 
+    /// Whether a record of this assignment may still be processed: false as soon as its partition
+    /// is leaving, even while earlier records of it wait in the channel. What is dropped for that
+    /// is not acknowledged, and its next owner gets it.
+    fn delivers(&self, partition: &TopicPartition, generation: Generation) -> bool {
+        let _ = (partition, generation);
+        true
+    }
+
     /// Makes offsets the place from which the next start goes on. Offsets of partitions no longer
     /// assigned under the same generation are left out.
     ///
