@@ -213,6 +213,14 @@ impl Watermarks {
         self.in_flight
     }
 
+    /// Records above the watermarks, those that are done included: what this type holds in memory.
+    pub fn window(&self) -> usize {
+        self.partitions
+            .values()
+            .map(|progress| progress.entries.len())
+            .sum()
+    }
+
     /// Records of `partitions` delivered and not yet acknowledged.
     pub fn in_flight_of(&self, partitions: &[TopicPartition]) -> usize {
         partitions

@@ -5,6 +5,7 @@ mod client;
 mod counters;
 mod desk;
 mod embedded;
+mod inspect;
 mod poll;
 mod properties;
 mod rebalance;
@@ -14,6 +15,7 @@ mod start;
 
 pub use counters::SourceCounters;
 pub use embedded::{EmbeddedBroker, EmbeddedError, SampleProducer, SampleRecord};
+pub use inspect::{GroupPosition, describe_broker, group_positions};
 pub use properties::Properties;
 pub use settings::{KafkaSettings, OnMissingOffset};
 pub use source::KafkaSource;

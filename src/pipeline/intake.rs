@@ -102,9 +102,26 @@ fn admit(
             return false;
         }
     }
-    context.ledger.admit(&records);
+    let records = context.ledger.admit(still_ours(context, records));
     context.counters.delivered.add(records.len());
-    out.send(records).is_ok()
+    records.is_empty() || out.send(records).is_ok()
+}
+
+/// Leaves out what waited in the channel while its partition began to leave.
+fn still_ours(context: &Context, mut records: Vec<SourceRecord>) -> Vec<SourceRecord> {
+    let mut last: Option<(TopicPartition, bool)> = None;
+    records.retain(|record| {
+        let partition = &record.position.partition;
+        match &last {
+            Some((known, ours)) if known == partition => *ours,
+            _ => {
+                let ours = context.source.delivers(partition, record.generation);
+                last = Some((partition.clone(), ours));
+                ours
+            }
+        }
+    });
+    records
 }
 
 fn gone(context: &Context, partitions: &[TopicPartition]) {

@@ -79,22 +79,21 @@ impl Ledger {
         !state.closed
     }
 
-    /// Puts records in flight. Those of an assignment that has ended are left out of the watermark
-    /// and their acknowledgement will be ignored.
-    pub(super) fn admit(&self, records: &[SourceRecord]) {
+    /// Puts records in flight, and gives back those that were taken: what belongs to an assignment
+    /// that has ended is dropped, its next owner gets it.
+    pub(super) fn admit(&self, mut records: Vec<SourceRecord>) -> Vec<SourceRecord> {
         let mut state = self.state.lock();
-        for record in records {
-            state.watermarks.deliver(&record.position, record.generation);
-            state.bytes += record.size_bytes();
-        }
+        records.retain(|record| state.watermarks.deliver(&record.receipt()));
+        state.bytes += records.iter().map(SourceRecord::size_bytes).sum::<usize>();
         state.records += records.len();
+        records
     }
 
     /// Takes records out of flight; stale ones only free their budget.
     pub(super) fn acknowledge<'a>(&self, tickets: impl IntoIterator<Item = &'a Ticket>) {
         let mut state = self.state.lock();
         for ticket in tickets {
-            state.watermarks.acknowledge(&ticket.receipt);
+            state.watermarks.acknowledge([&ticket.receipt]);
             state.records = state.records.saturating_sub(1);
             state.bytes = state.bytes.saturating_sub(ticket.bytes);
         }

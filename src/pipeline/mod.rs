@@ -32,7 +32,7 @@ pub use counters::{Counter, Counters, Counts};
 pub use settings::PipelineSettings;
 
 use crate::batch::{BatchPlanner, BatchSettings};
-use crate::decode::Decoder;
+use crate::decode::{Decoder, TextSettings};
 use crate::kafka::{DeadLetterError, DeadLetterSink};
 use crate::model::{Model, ModelError};
 use crate::score::Tagger;
@@ -67,6 +67,8 @@ pub struct Stages {
     pub source: Arc<dyn Source>,
     /// Bytes to documents.
     pub decoder: Decoder,
+    /// What the model reads of a document.
+    pub text: TextSettings,
     /// Documents to topics and embeddings.
     pub tagger: Tagger,
     /// One model for each inference thread.
@@ -129,7 +131,9 @@ pub enum PipelineError {
 
 /// What all stages share.
 pub(crate) struct Context {
+    source: Arc<dyn Source>,
     decoder: Decoder,
+    text: TextSettings,
     tagger: Tagger,
     points: PointBuilder,
     store: Arc<dyn Store>,
@@ -221,9 +225,11 @@ pub async fn run(
     counters: Arc<Counters>,
     shutdown: CancellationToken,
 ) -> Result<Ending, PipelineError> {
-    let Stages { source, decoder, tagger, models, points, store, dead_letters, metrics } = stages;
+    let Stages { source, decoder, text, tagger, models, points, store, dead_letters, metrics } = stages;
     let context = Arc::new(Context {
+        source,
         decoder,
+        text,
         tagger,
         points,
         store,
@@ -241,10 +247,10 @@ pub async fn run(
         wake: Notify::new(),
     });
     let intake = Arc::new(IntakeState::default());
-    let running = start(&context, &intake, &source, models, &wiring)?;
+    let running = start(&context, &intake, models, &wiring)?;
 
-    let ending = supervise(&context, &intake, &source, &wiring, &shutdown).await;
-    finish(&context, &intake, &source, running, ending, wiring.pipeline.drain()).await
+    let ending = supervise(&context, &intake, &wiring, &shutdown).await;
+    finish(&context, &intake, running, ending, wiring.pipeline.drain()).await
 }
 
 /// What must be joined at the end.
@@ -258,7 +264,6 @@ struct Running {
 fn start(
     context: &Arc<Context>,
     intake: &Arc<IntakeState>,
-    source: &Arc<dyn Source>,
     models: Vec<Box<dyn Model>>,
     wiring: &Wiring,
 ) -> Result<Running, PipelineError> {
@@ -296,7 +301,7 @@ fn start(
     let intake = spawn_intake(
         context,
         intake.clone(),
-        source.events(),
+        context.source.events(),
         records_out,
         wiring.revoke_drain,
     )?;
@@ -326,7 +331,6 @@ async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused
 async fn supervise(
     context: &Arc<Context>,
     intake: &IntakeState,
-    source: &Arc<dyn Source>,
     wiring: &Wiring,
     shutdown: &CancellationToken,
 ) -> Ending {
@@ -335,7 +339,7 @@ async fn supervise(
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                commit(context, source, CommitMode::Background).await;
+                commit(context, CommitMode::Background).await;
                 context.metrics.in_flight(context.ledger.in_flight());
             }
             () = context.wake.notified() => {}
@@ -351,12 +355,12 @@ async fn supervise(
 }
 
 /// Commits what has become durable; a failure is tried again at the next tick.
-async fn commit(context: &Arc<Context>, source: &Arc<dyn Source>, mode: CommitMode) {
+async fn commit(context: &Arc<Context>, mode: CommitMode) {
     let offsets = context.ledger.committable();
     if offsets.is_empty() {
         return;
     }
-    let source = source.clone();
+    let source = context.source.clone();
     let committing = offsets.clone();
     let started = Instant::now();
     let outcome = tokio::task::spawn_blocking(move || source.commit(&committing, mode)).await;
@@ -379,7 +383,6 @@ async fn commit(context: &Arc<Context>, source: &Arc<dyn Source>, mode: CommitMo
 async fn finish(
     context: &Arc<Context>,
     intake: &Arc<IntakeState>,
-    source: &Arc<dyn Source>,
     running: Running,
     ending: Ending,
     drain: Duration,
@@ -387,7 +390,7 @@ async fn finish(
     let started = Instant::now();
     let failed = context.failure.lock().is_some();
     context.draining.fetch_add(1, Ordering::AcqRel);
-    source.stop();
+    context.source.stop();
     intake.stopping.store(true, Ordering::Release);
     if failed {
         // What is in flight may depend on what has failed: it is delivered again at the next start.
@@ -401,9 +404,9 @@ async fn finish(
             context.abandoned.cancel();
         }
     }
-    commit(context, source, CommitMode::Wait).await;
+    commit(context, CommitMode::Wait).await;
     context.ledger.close();
-    let closing = source.clone();
+    let closing = context.source.clone();
     if tokio::task::spawn_blocking(move || closing.close()).await.is_err() {
         tracing::warn!("the source did not close in order");
     }
