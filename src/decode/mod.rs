@@ -5,6 +5,7 @@
 
 mod cloud_events;
 mod error;
+mod fields;
 mod json;
 mod settings;
 mod text;
@@ -24,7 +25,8 @@ pub use text::{ModelText, TextRule, TextSettings, compose_text};
 use crate::document::{Document, DocumentId};
 use crate::source::SourceRecord;
 use cloud_events::{Envelope, Event};
-use json::{Field, FieldValue, Fields, Mapping};
+use fields::{Field, FieldValue, Fields};
+use json::Mapping;
 
 /// What a record turned out to be.
 #[derive(Debug, Clone, PartialEq)]

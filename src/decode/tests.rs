@@ -593,6 +593,41 @@ fn the_format_decides_whether_headers_are_looked_at() {
     assert_eq!(events_only.decode(&plain), Err(DecodeError::NotCloudEvent));
 }
 
+/// The demonstration stands on these files.
+#[test]
+fn the_samples_are_documents_balanced_over_their_topics() {
+    let decoder = decoder(|_| {});
+    let mut topics = BTreeMap::<String, usize>::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for line in include_str!("../../samples/news.jsonl").lines() {
+        let document = document(&decoder, &record(None, Some(line.as_bytes()), &[])).unwrap();
+        assert!(!document.title.is_empty() && !document.text.is_empty());
+        assert!(document.published_at.is_some() && document.source.is_some());
+        assert!(
+            seen.insert(document.title.clone()),
+            "{} stands twice",
+            document.title
+        );
+        assert!(
+            seen.insert(document.id.to_string()),
+            "{} stands twice",
+            document.id
+        );
+        let topic = document.attributes["topic"].as_str().unwrap();
+        *topics.entry(topic.to_owned()).or_default() += 1;
+    }
+    assert_eq!(topics.len(), 17);
+    assert!(topics.values().sum::<usize>() >= 320 && topics.values().all(|count| *count >= 18));
+    for line in include_str!("../../samples/queries.jsonl").lines() {
+        let query: Value = serde_json::from_str(line).unwrap();
+        assert!(!query["query"].as_str().unwrap().is_empty());
+        assert!(
+            topics.contains_key(query["topic"].as_str().unwrap()),
+            "{line}"
+        );
+    }
+}
+
 fn small_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
