@@ -13,7 +13,9 @@ mod source;
 mod start;
 
 pub use counters::SourceCounters;
-pub use embedded::{EmbeddedBroker, EmbeddedError, SampleProducer, SampleRecord};
+pub use embedded::{
+    EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
+};
 pub use properties::Properties;
 pub use settings::{KafkaSettings, OnMissingOffset};
 pub use source::KafkaSource;
