@@ -23,4 +23,5 @@ pub mod score;
 pub mod store;
 pub mod settings;
 pub mod pipeline;
+pub mod assemble;
 pub mod cli;

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use crate::assemble::AssembleError;
 use crate::settings::SettingsError;
 
 /// The end of a command that did not do its work.
@@ -36,6 +37,15 @@ impl Failure {
         };
         anstream::eprintln!("{}error:{} {message}", "\u{1b}[1;31m", "\u{1b}[0m");
         ExitCode::from(code)
+    }
+}
+
+impl From<AssembleError> for Failure {
+    fn from(error: AssembleError) -> Self {
+        match error {
+            AssembleError::EmptyText => Self::usage("the query is empty; say what to look for"),
+            error => Self::failed(error),
+        }
     }
 }
 

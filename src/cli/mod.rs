@@ -3,7 +3,6 @@
 //! Results go to standard output, logs and progress to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
-mod assemble;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -22,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::settings::{Origins, Settings};
+use crate::telemetry::{LogSettings, init_logging};
 use failure::Failure;
 
 /// Tags a stream of Chinese documents with TCBert and keeps their vectors in Qdrant.
@@ -72,9 +72,22 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The runtime of commands that wait for brokers, stores and signals.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("no threads could be started: {error}")))
+}
+
 fn execute(command_line: CommandLine) -> Result<(), Failure> {
-    let settings = Settings::load(&Origins::of_process(command_line.config))?;
-    crate::telemetry::start_logging(&settings.log).map_err(Failure::failed)?;
+    let mut settings = Settings::load(&Origins::of_process(command_line.config))?;
+    let serves = matches!(command_line.command, Command::Run(_));
+    if !serves && settings.log == LogSettings::default() {
+        // Commands for people show progress and tables; what is ordinary need not be told.
+        "warn".clone_into(&mut settings.log.level);
+    }
+    init_logging(&settings.log).map_err(Failure::usage)?;
     match command_line.command {
         Command::Run(arguments) => run::execute(&settings, &arguments),
         Command::Demo(arguments) => demo::execute(settings, &arguments),

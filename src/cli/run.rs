@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::assemble::{self, Engine};
 use super::failure::Failure;
+use crate::assemble;
 use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending};
 use crate::settings::Settings;
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut settings = settings.clone();
     settings.kafka.accept_gap |= arguments.accept_gap;
-    assemble::runtime()?.block_on(run(&settings))
+    super::runtime()?.block_on(run(&settings))
 }
 
 async fn run(settings: &Settings) -> Result<(), Failure> {
@@ -42,12 +42,9 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         ),
         None => None,
     };
-    settings.kafka.require_topic().map_err(Failure::usage)?;
-    let (engine, store) = tokio::try_join!(
-        assemble::load_engine(settings.clone()),
-        assemble::open_store_for_run(settings),
-    )?;
-    assemble::check_fingerprint(store.as_ref(), &engine, settings).await?;
+    let engine = assemble::load_engine(settings.clone()).await?;
+    tracing::info!(model = engine.describe(), taxonomy = engine.taxonomy().name, "model loaded");
+    let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
     let source = connect(settings).await?;
     let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
     tracing::info!(

@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::assemble::{self, Engine};
 use super::failure::Failure;
 use super::output;
+use crate::assemble::{self, AssembleError, Engine};
 use crate::settings::Settings;
 use crate::store::{PointFilter, SearchHit, Store};
 
@@ -32,10 +32,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
-    assemble::runtime()?.block_on(async {
+    super::runtime()?.block_on(async {
+        if arguments.query.trim().is_empty() {
+            return Err(AssembleError::EmptyText.into());
+        }
         let mut engine = Engine::load(settings)?;
-        let store = assemble::open_store(settings).await?;
-        assemble::check_fingerprint(store.as_ref(), &engine, settings).await?;
+        let store = assemble::open_store(settings, &engine.expectation()).await?;
         let filter = PointFilter { topic: arguments.topic.clone(), source: arguments.source.clone() };
         let hits = nearest(&mut engine, store.as_ref(), &arguments.query, filter, usize::from(arguments.limit)).await;
         store.close().await.map_err(Failure::failed)?;
@@ -51,9 +53,6 @@ pub(super) async fn nearest(
     filter: PointFilter,
     limit: usize,
 ) -> Result<Vec<SearchHit>, Failure> {
-    if query.trim().is_empty() {
-        return Err(Failure::usage("the query is empty; say what to look for"));
-    }
     let vector = engine.embed(query)?;
     store.search(vector, filter, limit).await.map_err(Failure::failed)
 }

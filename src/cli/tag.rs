@@ -6,10 +6,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::assemble::Engine;
 use super::failure::Failure;
 use super::output;
 use super::tag_all::tag_all;
+use crate::assemble::Engine;
+use crate::batch::BatchSettings;
 use crate::score::{Tagging, TopicScore};
 use crate::settings::Settings;
 
@@ -63,24 +64,29 @@ fn is_false(value: &bool) -> bool {
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut settings = settings.clone();
     if let Some(top) = arguments.top {
-        settings.tagging.top_k = if top == 0 { usize::MAX } else { top };
+        settings.tagging.top_k = top;
     }
     let mut engine = Engine::load(&settings)?;
     if arguments.texts.is_empty() {
-        return tag_lines(&mut engine, arguments, BufReader::with_capacity(READ_BYTES, std::io::stdin()));
+        return tag_lines(&mut engine, &settings.batch, arguments, BufReader::with_capacity(READ_BYTES, std::io::stdin()));
     }
     let texts: Vec<Result<String, String>> = arguments.texts.iter().cloned().map(Ok).collect();
-    answer(&mut engine, arguments, 1, &texts)
+    answer(&mut engine, &settings.batch, arguments, 1, &texts)
 }
 
-fn tag_lines(engine: &mut Engine, arguments: &Arguments, mut input: BufReader<impl Read>) -> Result<(), Failure> {
+fn tag_lines(
+    engine: &mut Engine,
+    batch: &BatchSettings,
+    arguments: &Arguments,
+    mut input: BufReader<impl Read>,
+) -> Result<(), Failure> {
     let mut first = 1;
     loop {
         let chunk = read_chunk(&mut input)?;
         if chunk.is_empty() {
             return Ok(());
         }
-        answer(engine, arguments, first, &chunk)?;
+        answer(engine, batch, arguments, first, &chunk)?;
         first += chunk.len();
     }
 }
@@ -112,12 +118,13 @@ fn read_chunk(input: &mut BufReader<impl Read>) -> Result<Vec<Result<String, Str
 
 fn answer(
     engine: &mut Engine,
+    batch: &BatchSettings,
     arguments: &Arguments,
     first: usize,
     texts: &[Result<String, String>],
 ) -> Result<(), Failure> {
     let readable: Vec<&str> = texts.iter().map(|text| text.as_deref().unwrap_or("")).collect();
-    let tagged = tag_all(engine, &readable, |_| {}).map_err(Failure::failed)?;
+    let tagged = tag_all(engine, batch, &readable, |_| {})?;
     let outcomes: Vec<(usize, Result<Tagging, String>)> = texts
         .iter()
         .zip(tagged)

@@ -14,7 +14,9 @@ mod source;
 mod start;
 
 pub use counters::SourceCounters;
-pub use embedded::{EmbeddedBroker, EmbeddedError, SampleProducer, SampleRecord};
+pub use embedded::{
+    EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
+};
 pub use inspect::{GroupPosition, describe_broker, group_positions};
 pub use properties::Properties;
 pub use settings::{KafkaSettings, OnMissingOffset};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::kafka::OutgoingRecord;
+use crate::kafka::SampleRecord;
 
 const DOCUMENTS: &str = include_str!("../../../samples/news.jsonl");
 const QUERIES: &str = include_str!("../../../samples/queries.jsonl");
@@ -49,7 +49,7 @@ enum Role {
 
 /// The records in the order in which they are produced.
 #[derive(Debug)]
-pub(super) struct Script(Vec<(Role, OutgoingRecord)>);
+pub(super) struct Script(Vec<(Role, SampleRecord)>);
 
 /// What ought to be in the store and in the dead-letter topic at the end.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Script {
     /// The samples, then a duplicate, an update, a late older version, a deletion, a late write of
     /// the deleted document, an undecodable record and a text far too long.
     pub(super) fn of_samples() -> Self {
-        let mut records: Vec<(Role, OutgoingRecord)> = DOCUMENTS
+        let mut records: Vec<(Role, SampleRecord)> = DOCUMENTS
             .lines()
             .filter_map(|line| {
                 let sample: Sample = serde_json::from_str(line).ok()?;
@@ -126,7 +126,7 @@ impl Script {
     /// Id, topic and value of the document at `index`.
     fn document(&self, index: usize) -> Option<(String, String, Vec<u8>)> {
         match self.0.get(index)? {
-            (Role::Newest { id, topic }, OutgoingRecord { value: Some(value), .. }) => {
+            (Role::Newest { id, topic }, SampleRecord { value: Some(value), .. }) => {
                 Some((id.clone(), topic.clone(), value.clone()))
             }
             _ => None,
@@ -140,7 +140,7 @@ impl Script {
     }
 
     /// The records in the order in which they are produced.
-    pub(super) fn records(&self) -> Vec<OutgoingRecord> {
+    pub(super) fn records(&self) -> Vec<SampleRecord> {
         self.0.iter().map(|(_, record)| record.clone()).collect()
     }
 
@@ -164,22 +164,21 @@ impl Script {
     }
 }
 
-fn record(id: &str, value: Option<Vec<u8>>) -> OutgoingRecord {
-    OutgoingRecord { key: Some(id.as_bytes().to_vec()), value, ..OutgoingRecord::default() }
+fn record(id: &str, value: Option<Vec<u8>>) -> SampleRecord {
+    match value {
+        Some(value) => SampleRecord::new(id, value),
+        None => SampleRecord::tombstone(id),
+    }
 }
 
 /// A version from before all others that arrives after them, through another partition.
-fn late(id: &str) -> OutgoingRecord {
+fn late(id: &str) -> SampleRecord {
     let value = json!({
         "id": id,
         "title": "过期的旧版本",
         "text": "这一版早已被取代，不应再出现在检索结果中。",
     });
-    OutgoingRecord {
-        partition: Some(0),
-        timestamp_ms: Some(FIRST_TIMESTAMP_MS - STEP_MS),
-        ..record(id, Some(value.to_string().into_bytes()))
-    }
+    SampleRecord::new(id, value.to_string()).at(FIRST_TIMESTAMP_MS - STEP_MS)
 }
 
 fn updated(value: &[u8]) -> Vec<u8> {

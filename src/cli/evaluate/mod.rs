@@ -9,10 +9,10 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::assemble::Engine;
 use super::failure::Failure;
 use super::output;
 use super::tag_all::tag_all;
+use crate::assemble::Engine;
 use crate::settings::Settings;
 use data::{Example, read_examples};
 use metrics::{LabelScore, Scores};
@@ -48,7 +48,7 @@ struct Report {
     precision: String,
     truncated: usize,
     unknown_tokens: usize,
-    tokens: usize,
+    unknown_share: f64,
     seconds: f64,
     documents_per_second: f64,
     labels: Vec<LabelScore>,
@@ -65,7 +65,7 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
     let bar = output::bar(examples.len() as u64, "evaluating");
     let started = Instant::now();
     let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
-    let tagged = tag_all(&mut engine, &texts, |done| bar.set_position(done as u64)).map_err(Failure::failed)?;
+    let tagged = tag_all(&mut engine, &settings.batch, &texts, |done| bar.set_position(done as u64))?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
 
@@ -76,9 +76,8 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
     });
     let scores = Scores::of(pairs, &engine.label_names());
     let manifest = engine.bundle().manifest();
-    let of_tagged = |value: fn(&crate::score::Tagging) -> usize| -> usize {
-        tagged.iter().flatten().map(value).sum()
-    };
+    let unknown_tokens = tagged.iter().flatten().map(|tagging| tagging.unknown_tokens).sum();
+    let tokens: usize = texts.iter().map(|text| engine.tagger().encode(text).ids.len()).sum();
     let report = Report {
         documents: examples.len(),
         accuracy: scores.accuracy,
@@ -86,9 +85,9 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         taxonomy: engine.taxonomy().name.clone(),
         model: manifest.name.clone(),
         precision: manifest.precision.as_str().to_owned(),
-        truncated: of_tagged(|tagging| usize::from(tagging.truncated)),
-        unknown_tokens: of_tagged(|tagging| tagging.unknown_tokens),
-        tokens: of_tagged(|tagging| tagging.tokens),
+        truncated: tagged.iter().flatten().filter(|tagging| tagging.truncated).count(),
+        unknown_tokens,
+        unknown_share: unknown_tokens as f64 / tokens.max(1) as f64,
         seconds,
         documents_per_second: examples.len() as f64 / seconds.max(f64::EPSILON),
         labels: scores.labels.clone(),
@@ -109,7 +108,6 @@ fn show(report: &Report, scores: &Scores, examples: &[Example]) -> Result<(), Fa
         ]);
     }
     output::line(table)?;
-    let unknown = report.unknown_tokens as f64 / report.tokens.max(1) as f64;
     output::line(format_args!(
         "{} documents, accuracy {}, macro F1 {} ({} {}, taxonomy {}); {} truncated, {} unknown tokens; {:.0} documents/s",
         examples.len(),
@@ -119,7 +117,7 @@ fn show(report: &Report, scores: &Scores, examples: &[Example]) -> Result<(), Fa
         report.precision,
         report.taxonomy,
         report.truncated,
-        output::percent(unknown),
+        output::percent(report.unknown_share),
         report.documents_per_second,
     ))
 }
