@@ -4,12 +4,11 @@
 use std::sync::Arc;
 
 use crate::decode::{Decoder, InvalidDecodeSettings};
-use crate::kafka::DeadLetterSink;
 use crate::model::{Bundle, BundleError, Model, ModelError, OnnxModel};
 use crate::pipeline::{Stages, Wiring};
 use crate::score::{ModelIdentity, PlanReport, Tagger, TaggerError, Tagging, VerbalizerPlan};
 use crate::settings::Settings;
-use crate::source::Source;
+use crate::source::{DeadLetterSink, Source};
 use crate::store::migrate::Target;
 use crate::store::point::Provenance;
 use crate::store::{self, CollectionSpec, Expectation, Store, StoreError};

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::ledger::Ticket;
 use super::{Context, PipelineError};
-use crate::kafka::DeadLetter;
-use crate::source::SourceRecord;
+use crate::source::{DeadLetter, SourceRecord};
 use crate::telemetry::Outcome;
 
 /// Every how many refused records one is logged in full; the first ones always are.

@@ -1,6 +1,7 @@
 //! Planning and inference: documents are gathered into batches of like length, and each inference
 //! thread runs its own session over one batch after the other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use super::dead_letters::Refusal;
 use super::prepare::Ready;
 use super::write::Write;
 use super::{Context, PipelineError, Refused, spawn};
-use crate::batch::BatchPlanner;
-use crate::model::{Model, ModelError};
-use crate::score::Tagging;
-use crate::store::{PointWrite, TaggedDocument};
+use crate::batch::{Batch, BatchItem, BatchPlanner};
+use crate::model::Model;
+use crate::score::{NotFinite, TaggerError, Tagging};
+use crate::store::PointWrite;
+use crate::store::point::{TaggedDocument, build_point};
 use crate::telemetry::Stage;
 
 /// Longest wait of the planner for more documents, so that a drain is noticed soon.
@@ -26,44 +28,46 @@ pub(super) fn run_planner(
     context: &Context,
     mut planner: BatchPlanner<Ready>,
     documents: &Receiver<Vec<Ready>>,
-    batches: &Sender<Vec<Ready>>,
+    batches: &Sender<Batch<Ready>>,
 ) {
+    // What the window had no room for yet.
+    let mut held = VecDeque::new();
     let mut open = true;
-    while open || !planner.is_empty() {
-        if open && planner.has_room() {
+    while open || !planner.is_empty() || !held.is_empty() {
+        fill(&mut planner, &mut held);
+        if open && held.is_empty() {
             let now = Instant::now();
-            let wait = planner
-                .deadline()
-                .map_or(TICK, |deadline| deadline.saturating_duration_since(now).min(TICK));
+            let wait = planner.deadline().map_or(TICK, |deadline| deadline.saturating_duration_since(now).min(TICK));
             match documents.recv_timeout(wait) {
-                Ok(chunk) => take(context, &mut planner, chunk),
+                Ok(chunk) => held.extend(chunk),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
             // A longer look-ahead makes batches of more equal lengths: take what is at hand.
-            while planner.has_room()
+            fill(&mut planner, &mut held);
+            while held.is_empty()
                 && let Ok(chunk) = documents.try_recv()
             {
-                take(context, &mut planner, chunk);
+                held.extend(chunk);
+                fill(&mut planner, &mut held);
             }
         }
-        let draining = !open || context.draining.load(Ordering::Acquire) > 0;
-        while let Some(batch) = planner.next_batch(Instant::now(), draining) {
-            if batches.send(batch).is_err() {
-                return;
-            }
-            if open && planner.has_room() && !documents.is_empty() {
-                break;
-            }
+        let draining = (!open && held.is_empty()) || context.draining.load(Ordering::Acquire) > 0;
+        if let Some(batch) = planner.next_batch(Instant::now(), draining)
+            && batches.send(batch).is_err()
+        {
+            return;
         }
     }
 }
 
-fn take(context: &Context, planner: &mut BatchPlanner<Ready>, chunk: Vec<Ready>) {
+fn fill(planner: &mut BatchPlanner<Ready>, held: &mut VecDeque<Ready>) {
     let now = Instant::now();
-    for ready in chunk {
-        let tokens = context.tagger.tokens_of(&ready.encoded);
-        planner.push(ready, tokens, now);
+    while let Some(ready) = held.pop_front() {
+        if let Err(ready) = planner.push(ready, now) {
+            held.push_front(ready);
+            return;
+        }
     }
 }
 
@@ -78,37 +82,36 @@ pub(super) struct Tagged {
 pub(super) fn run_inference(
     context: &Context,
     model: &mut dyn Model,
-    batches: &Receiver<Vec<Ready>>,
+    batches: &Receiver<Batch<Ready>>,
     out: &Tagged,
 ) {
-    for batch in batches {
+    for Batch { items, .. } in batches {
         if context.abandoned.is_cancelled() {
             return;
         }
         let started = Instant::now();
-        match tag(context, model, &batch) {
+        let sent = match tag(context, model, &items) {
             Ok(taggings) => {
-                count(context, &batch, started.elapsed());
-                if out.writes.blocking_send(to_writes(context, batch, taggings)).is_err() {
-                    return;
-                }
+                count(context, &items, started.elapsed());
+                send(context, items, taggings, out)
             }
-            Err(error) => {
-                if !one_by_one(context, model, batch, error, out) {
-                    return;
-                }
-            }
+            Err(error) => one_by_one(context, model, items, error, out),
+        };
+        if !sent {
+            return;
         }
     }
 }
 
-fn tag(context: &Context, model: &mut dyn Model, batch: &[Ready]) -> Result<Vec<Tagging>, ModelError> {
+type Taggings = Vec<Result<Tagging, NotFinite>>;
+
+fn tag(context: &Context, model: &mut dyn Model, batch: &[Ready]) -> Result<Taggings, TaggerError> {
     let encoded: Vec<_> = batch.iter().map(|ready| &ready.encoded).collect();
     context.tagger.tag(model, &encoded)
 }
 
 fn count(context: &Context, batch: &[Ready], elapsed: Duration) {
-    let lengths = batch.iter().map(|ready| context.tagger.tokens_of(&ready.encoded));
+    let lengths = batch.iter().map(|ready| ready.tokens());
     let (tokens, longest) = lengths.fold((0, 0), |(sum, longest), n| (sum + n, n.max(longest)));
     let counters = &context.counters;
     counters.tagged.add(batch.len());
@@ -129,7 +132,7 @@ fn one_by_one(
     context: &Context,
     model: &mut dyn Model,
     batch: Vec<Ready>,
-    error: ModelError,
+    error: TaggerError,
     out: &Tagged,
 ) -> bool {
     tracing::warn!(error = %error, rows = batch.len(), "a batch failed; its documents run one by one");
@@ -147,13 +150,9 @@ fn one_by_one(
         let sent = match outcome {
             Ok(taggings) => {
                 count(context, std::slice::from_ref(&ready), Duration::ZERO);
-                out.writes.blocking_send(to_writes(context, vec![ready], taggings)).is_ok()
+                send(context, vec![ready], taggings, out)
             }
-            Err(error) => {
-                let refusal = Refusal { stage: "model", class: "model_failed", message: error.to_string() };
-                let refused = Refused { ticket: ready.ticket, record: ready.record, refusal };
-                out.refusals.blocking_send(refused).is_ok()
-            }
+            Err(error) => refuse(ready, error.to_string(), out),
         };
         if !sent {
             return false;
@@ -162,20 +161,41 @@ fn one_by_one(
     true
 }
 
-fn to_writes(context: &Context, batch: Vec<Ready>, taggings: Vec<Tagging>) -> Vec<Write> {
+fn refuse(ready: Ready, message: String, out: &Tagged) -> bool {
+    let refusal = Refusal { stage: "model", class: "model_failed", message };
+    let refused = Refused { ticket: ready.ticket, record: ready.record, refusal };
+    out.refusals.blocking_send(refused).is_ok()
+}
+
+/// Passes taggings on as writes; false when the writer has gone.
+fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) -> bool {
     let now = jiff::Timestamp::now();
-    batch
-        .into_iter()
-        .zip(taggings)
-        .map(|(ready, tagging)| {
-            let point = context.points.build(
-                TaggedDocument { document: ready.document, tagging },
-                ready.version,
-                now,
-            );
-            Write { ticket: ready.ticket, record: ready.record, point: PointWrite::Upsert(point) }
-        })
-        .collect()
+    let mut writes = Vec::with_capacity(batch.len());
+    for (ready, tagging) in batch.into_iter().zip(taggings) {
+        match tagging {
+            Ok(tagging) => writes.push(to_write(context, ready, tagging, now)),
+            Err(error) => {
+                if !refuse(ready, error.to_string(), out) {
+                    return false;
+                }
+            }
+        }
+    }
+    writes.is_empty() || out.writes.blocking_send(writes).is_ok()
+}
+
+fn to_write(context: &Context, ready: Ready, tagging: Tagging, now: jiff::Timestamp) -> Write {
+    let tagged = TaggedDocument {
+        document: ready.document,
+        version: ready.version,
+        topic: tagging.topic,
+        probability: tagging.probability,
+        topics: tagging.topics.into_iter().map(|score| (score.label, score.probability)).collect(),
+        embedding: tagging.embedding,
+        truncated: ready.encoded.truncated,
+    };
+    let point = build_point(tagged, &context.provenance, now);
+    Write { ticket: ready.ticket, record: ready.record, point: PointWrite::Upsert(point) }
 }
 
 /// Starts the planner and one thread for each model.

@@ -33,11 +33,11 @@ pub use settings::PipelineSettings;
 
 use crate::batch::{BatchPlanner, BatchSettings};
 use crate::decode::{Decoder, TextSettings};
-use crate::kafka::{DeadLetterError, DeadLetterSink};
-use crate::model::{Model, ModelError};
-use crate::score::Tagger;
-use crate::source::{CommitMode, Source, SourceError, SourceRecord};
-use crate::store::{PointBuilder, Store, StoreError};
+use crate::model::Model;
+use crate::score::{Tagger, TaggerError};
+use crate::source::{CommitMode, DeadLetterError, DeadLetterSink, Source, SourceError, SourceRecord};
+use crate::store::point::Provenance;
+use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Stage};
 
 use dead_letters::{Refusal, refuse};
@@ -73,8 +73,8 @@ pub struct Stages {
     pub tagger: Tagger,
     /// One model for each inference thread.
     pub models: Vec<Box<dyn Model>>,
-    /// Tagged documents to points.
-    pub points: PointBuilder,
+    /// What every point tells of where it came from.
+    pub provenance: Provenance,
     /// Where points go.
     pub store: Arc<dyn Store>,
     /// Where refused records go.
@@ -111,7 +111,7 @@ pub enum PipelineError {
     SourceVanished,
     /// The model fails on every document.
     #[error("{0}; every document fails, so the worker stops; what was in flight is delivered again at the next start")]
-    Model(ModelError),
+    Model(TaggerError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(StoreError),
@@ -135,7 +135,7 @@ pub(crate) struct Context {
     decoder: Decoder,
     text: TextSettings,
     tagger: Tagger,
-    points: PointBuilder,
+    provenance: Provenance,
     store: Arc<dyn Store>,
     dead_letters: Arc<dyn DeadLetterSink>,
     ledger: Ledger,
@@ -225,13 +225,13 @@ pub async fn run(
     counters: Arc<Counters>,
     shutdown: CancellationToken,
 ) -> Result<Ending, PipelineError> {
-    let Stages { source, decoder, text, tagger, models, points, store, dead_letters, metrics } = stages;
+    let Stages { source, decoder, text, tagger, models, provenance, store, dead_letters, metrics } = stages;
     let context = Arc::new(Context {
         source,
         decoder,
         text,
         tagger,
-        points,
+        provenance,
         store,
         dead_letters,
         ledger: Ledger::new(Budget {

@@ -1,6 +1,7 @@
 //! Decoding and tokenising on threads of their own: records in, documents ready for the model,
 //! tombstones and refusals out.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use super::dead_letters::Refusal;
 use super::ledger::Ticket;
 use super::write::Write;
 use super::{Context, PipelineError, Refused, spawn};
+use crate::batch::BatchItem;
 use crate::decode::{Decoded, compose_text};
 use crate::document::{Document, Version};
 use crate::source::SourceRecord;
@@ -26,6 +28,19 @@ pub(super) struct Ready {
     pub(super) document: Document,
     pub(super) version: Version,
     pub(super) encoded: EncodedText,
+    tokens: usize,
+}
+
+impl BatchItem for Ready {
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn key_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.document.id.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// Where prepared records go.
@@ -93,7 +108,8 @@ fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
     let text = compose_text(&document, &context.text);
     let mut encoded = context.tagger.encode(&text.text);
     encoded.truncated |= text.cut;
-    Ready { ticket, record, document, version, encoded }
+    let tokens = context.tagger.row_tokens(&encoded);
+    Ready { ticket, record, document, version, encoded, tokens }
 }
 
 /// Starts `threads` preparing threads over one queue.

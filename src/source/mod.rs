@@ -1,9 +1,13 @@
 //! What every source delivers: records, changes of assignment, and the end.
 //! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
 
+mod refused;
+
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
+
+pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink};
 
 use crate::document::{Generation, Receipt, RecordPosition, TopicPartition};
 

@@ -17,6 +17,15 @@ const FIRST_TIMESTAMP_MS: i64 = 1_767_225_600_000;
 /// Time between two records.
 const STEP_MS: i64 = 1000;
 
+/// The first documents, to which things happen later, all stand in one partition.
+const STORY_DOCUMENTS: usize = 4;
+
+/// The partition of those documents.
+const HOME_PARTITION: i32 = 1;
+
+/// The partition through which versions arrive late.
+const DETOUR_PARTITION: i32 = 0;
+
 /// Characters of the text that is far too long for the model.
 const LONG_TEXT_CHARACTERS: usize = 10_000;
 
@@ -86,6 +95,9 @@ impl Script {
             .collect();
         for (index, (_, record)) in records.iter_mut().enumerate() {
             record.timestamp_ms = Some(FIRST_TIMESTAMP_MS + STEP_MS * index as i64);
+            if index < STORY_DOCUMENTS {
+                record.partition = Some(HOME_PARTITION);
+            }
         }
         let mut script = Self(records);
         script.add_story();
@@ -100,8 +112,7 @@ impl Script {
         }
         if let Some((id, topic, update)) = self.document(1).map(|(id, topic, value)| (id, topic, updated(&value))) {
             self.supersede(1);
-            let mut record = record(&id, Some(update));
-            record.timestamp_ms = Some(after);
+            let record = record(&id, Some(update)).at(after).to_partition(HOME_PARTITION);
             story.push((Role::Newest { id, topic }, record));
         }
         if let Some((id, _, _)) = self.document(2) {
@@ -109,16 +120,13 @@ impl Script {
         }
         if let Some((id, _, _)) = self.document(3) {
             self.supersede(3);
-            let mut record = record(&id, None);
-            record.timestamp_ms = Some(after + STEP_MS);
+            let record = record(&id, None).at(after + STEP_MS).to_partition(HOME_PARTITION);
             story.push((Role::Deletion { id: id.clone() }, record));
             story.push((Role::Superseded, late(&id)));
         }
-        let mut broken = record("demo-broken", Some(b"{\"id\": \"demo-broken\", \"title\": ".to_vec()));
-        broken.timestamp_ms = Some(after + 2 * STEP_MS);
+        let broken = SampleRecord::new("demo-broken", "{\"id\": \"demo-broken\", \"title\": ").at(after + 2 * STEP_MS);
         story.push((Role::Undecodable, broken));
-        let mut long = record("demo-long", Some(long_document()));
-        long.timestamp_ms = Some(after + 3 * STEP_MS);
+        let long = SampleRecord::new("demo-long", long_document()).at(after + 3 * STEP_MS);
         story.push((Role::Newest { id: "demo-long".to_owned(), topic: "体育".to_owned() }, long));
         self.0.append(&mut story);
     }
@@ -178,7 +186,7 @@ fn late(id: &str) -> SampleRecord {
         "title": "过期的旧版本",
         "text": "这一版早已被取代，不应再出现在检索结果中。",
     });
-    SampleRecord::new(id, value.to_string()).at(FIRST_TIMESTAMP_MS - STEP_MS)
+    SampleRecord::new(id, value.to_string()).at(FIRST_TIMESTAMP_MS - STEP_MS).to_partition(DETOUR_PARTITION)
 }
 
 fn updated(value: &[u8]) -> Vec<u8> {
