@@ -1,5 +1,21 @@
 //! The model stage: token ids in, log-probabilities of label tokens and sentence embeddings out.
 //! Knows tensors and sessions; knows nothing of documents, labels or stores.
+//!
+//! `bundle.rs` verifies the folder that a model comes in, `runtime.rs` finds ONNX Runtime,
+//! `device.rs` names what a session runs on, `session.rs` runs passes, `settings.rs` holds the
+//! section `model`. Only this folder names `ort`.
+
+mod bundle;
+mod device;
+mod runtime;
+mod session;
+mod settings;
+
+pub use bundle::{Bundle, BundleError, Manifest, Precision};
+pub use device::{Device, DeviceError};
+pub use runtime::RuntimeError;
+pub use session::OnnxModel;
+pub use settings::{Fallback, ModelSettings};
 
 /// One padded batch for one pass; every row has the same number of masks.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -44,9 +60,34 @@ pub trait Model: Send {
 /// Why the model stage failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A bundle, library or device that cannot be used as configured.
-    #[error("{0}")]
-    Setup(String),
+    /// The folder of the model is not what its `bundle.toml` says.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// ONNX Runtime is missing, too old or already loaded from elsewhere.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The configured device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The runtime cannot load the graph.
+    #[error("ONNX Runtime cannot load {path}: {reason}")]
+    Load {
+        /// The graph's file.
+        path: String,
+        /// What the runtime said.
+        reason: String,
+    },
+    /// The graph has other inputs or outputs than the contract.
+    #[error(
+        "{path} does not follow the graph contract {contract}: {reason}; export the checkpoint again with `make model`",
+        contract = bundle::CONTRACT
+    )]
+    Contract {
+        /// The graph's file.
+        path: String,
+        /// What differs.
+        reason: String,
+    },
     /// A pass failed.
     #[error("the model failed on a batch of {batch} x {tokens} tokens: {reason}")]
     Run {

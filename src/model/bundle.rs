@@ -1,0 +1,528 @@
+//! A model bundle: the folder with `bundle.toml`, the graph and the tokenizer, verified before use.
+//! Knows files and hashes; must not know ONNX Runtime.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+/// The graph contract that this worker speaks.
+pub(crate) const CONTRACT: &str = "tcbert-graph/1";
+const MANIFEST_FILE: &str = "bundle.toml";
+const GRAPH_FILE: &str = "model.onnx";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Bytes read at a time while hashing: large enough for the disk, small enough to stay flat.
+const HASH_CHUNK_BYTES: usize = 1 << 20;
+/// A manifest is a page of text; anything larger is not one.
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+/// No BERT is wider; a larger number would ask for absurd buffers.
+const MAX_HIDDEN_SIZE: usize = 65_536;
+const MAX_TOKENS: usize = 65_536;
+const MAX_VOCABULARY: usize = 16_777_216;
+
+/// Number format of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floating point.
+    Fp32,
+    /// 16-bit floating point.
+    Fp16,
+    /// 8-bit integers.
+    Int8,
+}
+
+impl Precision {
+    /// As it is written in `bundle.toml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// What `bundle.toml` says. Keys that this version does not know are left alone.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Manifest {
+    /// The graph contract, such as `tcbert-graph/1`.
+    pub contract: String,
+    /// Name of the bundle.
+    pub name: String,
+    /// Architecture of the checkpoint, such as `BertForMaskedLM`.
+    pub architecture: String,
+    /// Where the weights come from.
+    pub source: String,
+    /// Revision of the source.
+    pub revision: String,
+    /// Licence of the weights.
+    pub license: String,
+    /// Width of the last hidden state.
+    pub hidden_size: usize,
+    /// Most tokens a row may have.
+    pub max_tokens: usize,
+    /// Entries of the vocabulary.
+    pub vocabulary_size: usize,
+    /// Number format of the weights.
+    pub precision: Precision,
+    /// Size and hash of each file, by its name within the folder.
+    pub files: BTreeMap<String, FileEntry>,
+    /// Whether the export was compared with the checkpoint it came from.
+    #[serde(default)]
+    pub verification: Verification,
+}
+
+/// Size and hash of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct FileEntry {
+    /// SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+/// Whether the export was compared with its checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Verification {
+    /// `verified` when the export's answers matched; anything else counts as unverified.
+    #[serde(default)]
+    pub status: String,
+}
+
+/// A bundle whose every file has been checked.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    folder: PathBuf,
+    manifest: Manifest,
+    fingerprint: String,
+}
+
+impl Bundle {
+    /// Reads `bundle.toml` in `folder` and checks size and SHA-256 of every file that it names.
+    ///
+    /// # Errors
+    /// When the folder, the manifest or a file is missing, is malformed or differs.
+    pub fn open(folder: &Path) -> Result<Self, BundleError> {
+        if !folder.is_dir() {
+            return Err(BundleError::NoFolder(folder.to_owned()));
+        }
+        let manifest = read_manifest(folder)?;
+        for (name, entry) in &manifest.files {
+            verify_file(folder, name, entry)?;
+        }
+        let fingerprint = fingerprint(&manifest);
+        Ok(Self {
+            folder: folder.to_owned(),
+            manifest,
+            fingerprint,
+        })
+    }
+
+    /// What `bundle.toml` says.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The graph's file.
+    pub fn graph_path(&self) -> PathBuf {
+        self.folder.join(GRAPH_FILE)
+    }
+
+    /// The tokenizer's file.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.folder.join(TOKENIZER_FILE)
+    }
+
+    /// Changes whenever the graph, its weights or the tokenizer change: 64 hexadecimal digits.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Whether the export was compared with its checkpoint and matched.
+    pub fn is_verified(&self) -> bool {
+        self.manifest.verification.status == "verified"
+    }
+}
+
+fn read_manifest(folder: &Path) -> Result<Manifest, BundleError> {
+    let path = folder.join(MANIFEST_FILE);
+    let file = File::open(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BundleError::NoManifest(folder.to_owned()),
+        _ => BundleError::unreadable(&path, source),
+    })?;
+    let mut text = String::new();
+    file.take(MAX_MANIFEST_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|source| BundleError::unreadable(&path, source))?;
+    check_contract(&path, &text)?;
+    let manifest: Manifest = toml::from_str(&text)
+        .map_err(|error| BundleError::malformed(&path, error.to_string().trim_end()))?;
+    check_manifest(&path, &manifest)?;
+    Ok(manifest)
+}
+
+/// The contract is read before the rest: another contract may well have other keys.
+fn check_contract(path: &Path, text: &str) -> Result<(), BundleError> {
+    #[derive(Deserialize)]
+    struct ContractOnly {
+        contract: String,
+    }
+    let found = toml::from_str::<ContractOnly>(text)
+        .map_err(|error| BundleError::malformed(path, error.to_string().trim_end()))?
+        .contract;
+    if found == CONTRACT {
+        return Ok(());
+    }
+    Err(BundleError::OtherContract {
+        path: path.to_owned(),
+        found,
+    })
+}
+
+fn check_manifest(path: &Path, manifest: &Manifest) -> Result<(), BundleError> {
+    let bounds = [
+        ("hidden_size", manifest.hidden_size, MAX_HIDDEN_SIZE),
+        ("max_tokens", manifest.max_tokens, MAX_TOKENS),
+        ("vocabulary_size", manifest.vocabulary_size, MAX_VOCABULARY),
+    ];
+    for (key, value, highest) in bounds {
+        if !(1..=highest).contains(&value) {
+            let reason = format!("{key} = {value} is not a number from 1 to {highest}");
+            return Err(BundleError::malformed(path, &reason));
+        }
+    }
+    for required in [GRAPH_FILE, TOKENIZER_FILE] {
+        if !manifest.files.contains_key(required) {
+            let reason = format!("[files.\"{required}\"] is missing");
+            return Err(BundleError::malformed(path, &reason));
+        }
+    }
+    // A name is looked up below the folder and must not lead out of it.
+    for name in manifest.files.keys() {
+        if name.contains(['/', '\\']) || name.starts_with('.') {
+            let reason = format!("[files.\"{name}\"] is not a plain file name");
+            return Err(BundleError::malformed(path, &reason));
+        }
+    }
+    Ok(())
+}
+
+fn verify_file(folder: &Path, name: &str, entry: &FileEntry) -> Result<(), BundleError> {
+    let path = folder.join(name);
+    let mut file = File::open(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BundleError::FileMissing { path: path.clone() },
+        _ => BundleError::unreadable(&path, source),
+    })?;
+    let found = file
+        .metadata()
+        .map_err(|source| BundleError::unreadable(&path, source))?
+        .len();
+    // The size first: it needs no reading and tells a truncated file from an altered one.
+    if found != entry.bytes {
+        return Err(BundleError::OtherSize {
+            path,
+            expected: entry.bytes,
+            found,
+        });
+    }
+    let sha256 = hash(&mut file).map_err(|source| BundleError::unreadable(&path, source))?;
+    if !sha256.eq_ignore_ascii_case(&entry.sha256) {
+        return Err(BundleError::OtherHash {
+            path,
+            expected: entry.sha256.clone(),
+            found: sha256,
+        });
+    }
+    Ok(())
+}
+
+fn hash(file: &mut File) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0_u8; HASH_CHUNK_BYTES];
+    loop {
+        let read = file.read(&mut chunk)?;
+        let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(hex(&hasher.finalize()));
+        };
+        hasher.update(bytes);
+    }
+}
+
+/// Every file of a bundle bears on its answers: the graph, its weights and the tokenizer.
+fn fingerprint(manifest: &Manifest) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(CONTRACT.as_bytes());
+    for (name, entry) in &manifest.files {
+        let line = format!("\n{name} {}", entry.sha256.to_ascii_lowercase());
+        hasher.update(line.as_bytes());
+    }
+    hex(&hasher.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|nibble| DIGITS.get(usize::from(nibble)))
+        .collect()
+}
+
+/// Why a bundle is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The folder does not exist.
+    #[error(
+        "the model bundle {} is not a folder; set model.bundle to a folder made by `make model`",
+        .0.display()
+    )]
+    NoFolder(PathBuf),
+    /// The folder has no manifest.
+    #[error(
+        "{} holds no bundle.toml; set model.bundle to a folder made by `make model`",
+        .0.display()
+    )]
+    NoManifest(PathBuf),
+    /// The manifest cannot be understood.
+    #[error("{} is malformed: {reason}", .path.display())]
+    Malformed {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The manifest speaks another contract.
+    #[error(
+        "{} is of contract {found:?}, this worker reads {CONTRACT:?}; export the checkpoint again with `make model`",
+        .path.display()
+    )]
+    OtherContract {
+        /// The manifest.
+        path: PathBuf,
+        /// The contract that it names.
+        found: String,
+    },
+    /// A file that the manifest names does not exist.
+    #[error("{} is named by bundle.toml and missing; fetch or export the bundle again", .path.display())]
+    FileMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has another size: truncated, or not the file that was exported.
+    #[error(
+        "{} has {found} bytes, bundle.toml says {expected}; fetch or export the bundle again",
+        .path.display()
+    )]
+    OtherSize {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that the manifest states.
+        expected: u64,
+        /// Bytes that the file has.
+        found: u64,
+    },
+    /// A file has been altered.
+    #[error(
+        "{} has SHA-256 {found}, bundle.toml says {expected}; fetch or export the bundle again",
+        .path.display()
+    )]
+    OtherHash {
+        /// The file.
+        path: PathBuf,
+        /// Hash that the manifest states.
+        expected: String,
+        /// Hash that the file has.
+        found: String,
+    },
+    /// A file cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BundleError {
+    fn malformed(path: &Path, reason: &str) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn unreadable(path: &Path, source: io::Error) -> Self {
+        Self::Unreadable {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes a bundle whose files are small texts and returns its folder.
+    fn bundle_folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = String::new();
+        for (name, text) in [
+            ("model.onnx", "a graph"),
+            ("model.onnx.data", "weights"),
+            ("tokenizer.json", "{}"),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            let sha256 = hex(&Sha256::digest(text.as_bytes()));
+            files += &format!(
+                "[files.\"{name}\"]\nsha256 = \"{sha256}\"\nbytes = {}\n",
+                text.len()
+            );
+        }
+        let manifest = format!(
+            "contract = \"tcbert-graph/1\"\nname = \"small\"\narchitecture = \"BertForMaskedLM\"\n\
+             source = \"test\"\nrevision = \"1\"\nlicense = \"Apache-2.0\"\nhidden_size = 8\n\
+             max_tokens = 64\nvocabulary_size = 100\nprecision = \"fp32\"\n{files}\
+             [verification]\nstatus = \"verified\"\nmax_difference = 1e-6\n"
+        );
+        std::fs::write(folder.path().join(MANIFEST_FILE), manifest).unwrap();
+        folder
+    }
+
+    fn rewrite_manifest(folder: &Path, from: &str, to: &str) {
+        let path = folder.join(MANIFEST_FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "the manifest has no {from:?}");
+        std::fs::write(path, text.replace(from, to)).unwrap();
+    }
+
+    fn refusal(folder: &Path) -> String {
+        Bundle::open(folder).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_whole_bundle_opens_and_says_what_it_is() {
+        let folder = bundle_folder();
+        let bundle = Bundle::open(folder.path()).unwrap();
+        assert_eq!(bundle.manifest().hidden_size, 8);
+        assert_eq!(bundle.manifest().precision, Precision::Fp32);
+        assert!(bundle.is_verified());
+        assert_eq!(bundle.fingerprint().len(), 64);
+        assert!(bundle.graph_path().is_file());
+        assert!(bundle.tokenizer_path().is_file());
+    }
+
+    #[test]
+    fn hexadecimal_has_two_digits_a_byte() {
+        assert_eq!(hex(&[0, 15, 16, 255]), "000f10ff");
+    }
+
+    #[test]
+    fn an_altered_file_of_the_same_size_is_refused_by_name() {
+        let folder = bundle_folder();
+        std::fs::write(folder.path().join("model.onnx.data"), "Weights").unwrap();
+        let message = refusal(folder.path());
+        assert!(message.contains("model.onnx.data"), "{message}");
+        assert!(message.contains("SHA-256"), "{message}");
+    }
+
+    #[test]
+    fn a_truncated_file_is_refused_by_name_and_size() {
+        let folder = bundle_folder();
+        std::fs::write(folder.path().join("model.onnx"), "a gr").unwrap();
+        let message = refusal(folder.path());
+        assert!(
+            message.contains("model.onnx has 4 bytes, bundle.toml says 7"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_refused_by_name() {
+        let folder = bundle_folder();
+        std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+        let message = refusal(folder.path());
+        assert!(message.contains("tokenizer.json"), "{message}");
+        assert!(message.contains("missing"), "{message}");
+    }
+
+    #[test]
+    fn another_contract_is_named_even_where_its_keys_differ() {
+        let folder = bundle_folder();
+        rewrite_manifest(folder.path(), "tcbert-graph/1", "tcbert-graph/2");
+        rewrite_manifest(folder.path(), "hidden_size", "width");
+        let message = refusal(folder.path());
+        assert!(message.contains("tcbert-graph/2"), "{message}");
+        assert!(message.contains("tcbert-graph/1"), "{message}");
+    }
+
+    #[test]
+    fn missing_keys_files_and_folders_say_what_is_missing() {
+        let folder = bundle_folder();
+        rewrite_manifest(folder.path(), "hidden_size = 8\n", "");
+        assert!(refusal(folder.path()).contains("hidden_size"));
+
+        let folder = bundle_folder();
+        rewrite_manifest(folder.path(), "[files.\"tokenizer.json\"]", "[files.other]");
+        assert!(refusal(folder.path()).contains("tokenizer.json"));
+
+        let folder = bundle_folder();
+        std::fs::remove_file(folder.path().join(MANIFEST_FILE)).unwrap();
+        assert!(refusal(folder.path()).contains("no bundle.toml"));
+        assert!(refusal(&folder.path().join("nowhere")).contains("not a folder"));
+    }
+
+    #[test]
+    fn a_file_name_cannot_lead_out_of_the_folder() {
+        let folder = bundle_folder();
+        rewrite_manifest(folder.path(), "model.onnx.data", "../model.onnx.data");
+        assert!(refusal(folder.path()).contains("plain file name"));
+    }
+
+    #[test]
+    fn an_absurd_width_is_refused() {
+        let folder = bundle_folder();
+        rewrite_manifest(folder.path(), "hidden_size = 8", "hidden_size = 9000000000");
+        assert!(refusal(folder.path()).contains("hidden_size = 9000000000"));
+    }
+
+    #[test]
+    fn the_fingerprint_follows_the_tokenizer() {
+        let folder = bundle_folder();
+        let before = Bundle::open(folder.path())
+            .unwrap()
+            .fingerprint()
+            .to_owned();
+        std::fs::write(folder.path().join("tokenizer.json"), "[]").unwrap();
+        rewrite_manifest(
+            folder.path(),
+            &hex(&Sha256::digest(b"{}")),
+            &hex(&Sha256::digest(b"[]")),
+        );
+        let after = Bundle::open(folder.path()).unwrap();
+        assert_ne!(before, after.fingerprint());
+    }
+
+    #[test]
+    fn a_bundle_without_verification_counts_as_unverified() {
+        let folder = bundle_folder();
+        rewrite_manifest(
+            folder.path(),
+            "[verification]\nstatus = \"verified\"",
+            "[other]",
+        );
+        assert!(!Bundle::open(folder.path()).unwrap().is_verified());
+    }
+}
