@@ -39,8 +39,8 @@ pub(super) struct Desk {
     bounds: ChunkBounds,
     /// Whether fetching is paused because the channel is full.
     pub(super) paused: bool,
-    /// Commits that the broker did not take, to be tried again.
-    failed_commits: HashMap<TopicPartition, CommitOffset>,
+    /// What waits to be committed in the background.
+    pending_commits: HashMap<TopicPartition, CommitOffset>,
 }
 
 impl Desk {
@@ -52,7 +52,7 @@ impl Desk {
             chunk_bytes: 0,
             bounds,
             paused: false,
-            failed_commits: HashMap::new(),
+            pending_commits: HashMap::new(),
         }
     }
 
@@ -103,7 +103,7 @@ impl Desk {
             if let Some(held) = self.topics.get_mut(&partition.topic) {
                 held.remove(&partition.partition);
             }
-            self.failed_commits.remove(partition);
+            self.pending_commits.remove(partition);
         }
     }
 
@@ -143,41 +143,38 @@ impl Desk {
         offered.iter().filter(holds).cloned().collect()
     }
 
-    /// Notes that the broker did not take an offset.
-    pub(super) fn commit_failed(&mut self, partition: TopicPartition, next_offset: i64) {
-        let Some(held) = self.held(&partition) else {
-            return;
-        };
-        let generation = held.generation;
-        let failed = self
-            .failed_commits
-            .entry(partition.clone())
-            .or_insert(CommitOffset {
-                partition,
-                next_offset,
-                generation,
-            });
-        failed.next_offset = failed.next_offset.max(next_offset);
-        failed.generation = generation;
-    }
-
-    /// Notes that the broker took an offset.
-    pub(super) fn commit_succeeded(&mut self, partition: &TopicPartition, next_offset: i64) {
-        if self
-            .failed_commits
-            .get(partition)
-            .is_some_and(|failed| failed.next_offset <= next_offset)
-        {
-            self.failed_commits.remove(partition);
+    /// Adds offsets to those that wait to be committed; the furthest of a partition counts.
+    pub(super) fn add_pending_commits(&mut self, offsets: &[CommitOffset]) {
+        for offset in self.still_held(offsets, false) {
+            let waiting = self
+                .pending_commits
+                .entry(offset.partition.clone())
+                .or_insert_with(|| offset.clone());
+            if waiting.generation < offset.generation || waiting.next_offset < offset.next_offset {
+                *waiting = offset;
+            }
         }
     }
 
-    /// Takes the commits that are to be tried again.
-    pub(super) fn take_failed_commits(&mut self) -> Vec<CommitOffset> {
-        self.failed_commits
+    /// Takes what waits to be committed.
+    pub(super) fn take_pending_commits(&mut self) -> Vec<CommitOffset> {
+        self.pending_commits
             .drain()
             .map(|(_, offset)| offset)
             .collect()
+    }
+
+    /// Notes that offsets were committed past those that wait: the older must not follow.
+    pub(super) fn commit_succeeded(&mut self, offsets: &[CommitOffset]) {
+        for offset in offsets {
+            let passed = self
+                .pending_commits
+                .get(&offset.partition)
+                .is_some_and(|waiting| waiting.next_offset <= offset.next_offset);
+            if passed {
+                self.pending_commits.remove(&offset.partition);
+            }
+        }
     }
 
     /// Adds a record to the chunk.
@@ -290,16 +287,15 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_commit_is_tried_again_until_a_later_one_succeeds() {
+    fn the_furthest_offset_waits_and_never_follows_a_later_one() {
         let mut desk = desk();
         let generation = desk.assign(&[partition(0)], &HashMap::new());
-        desk.commit_failed(partition(0), 7);
-        desk.commit_failed(partition(0), 5);
-        desk.commit_failed(partition(3), 5);
-        desk.commit_succeeded(&partition(0), 6);
-        assert_eq!(desk.take_failed_commits(), [offset(0, 7, generation)]);
-        desk.commit_failed(partition(0), 7);
-        desk.commit_succeeded(&partition(0), 8);
-        assert_eq!(desk.take_failed_commits(), []);
+        let at = |next| offset(0, next, generation);
+        desk.add_pending_commits(&[at(7), at(5), offset(3, 5, generation)]);
+        desk.commit_succeeded(&[at(6)]);
+        assert_eq!(desk.take_pending_commits(), [at(7)]);
+        desk.add_pending_commits(&[at(7)]);
+        desk.commit_succeeded(&[at(8)]);
+        assert_eq!(desk.take_pending_commits(), []);
     }
 }

@@ -224,6 +224,8 @@ pub enum InjectedError {
     TooLarge,
     /// The user may not.
     NotAuthorized,
+    /// An error that says nothing; the client does not try again by itself.
+    Unknown,
 }
 
 impl InjectedError {
@@ -234,6 +236,7 @@ impl InjectedError {
             Self::NotLeader => Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
             Self::NotCoordinator => Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
             Self::TooLarge => Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+            Self::Unknown => Code::RD_KAFKA_RESP_ERR_UNKNOWN,
             Self::NotAuthorized => Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
         }
     }

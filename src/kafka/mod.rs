@@ -2,6 +2,7 @@
 //! The one place that names rdkafka; knows nothing of models, stores or the pipeline.
 
 mod client;
+mod committer;
 mod counters;
 mod desk;
 mod embedded;

@@ -7,13 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
-use rdkafka::consumer::{CommitMode as ClientCommit, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::Offset;
 
 use super::client;
-use super::rebalance::{self, GroupConsumer, Phase, Shared};
+use super::rebalance::{GroupConsumer, Phase, Shared};
 use super::start::{self, Start};
 use crate::document::{RecordPosition, TopicPartition};
 use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
@@ -37,10 +37,8 @@ pub(super) struct PollThread {
     pub(super) consumer: Arc<GroupConsumer>,
     pub(super) shared: Arc<Shared>,
     pub(super) events: Sender<SourceEvent>,
-    pub(super) commit_interval: Duration,
     /// Since when the chunk has been full without room for it.
     full_since: Option<Instant>,
-    last_commit_retry: Instant,
     last_said: Vec<(RDKafkaErrorCode, Instant)>,
     quiet: bool,
     said_ended: bool,
@@ -51,15 +49,12 @@ impl PollThread {
         consumer: Arc<GroupConsumer>,
         shared: Arc<Shared>,
         events: Sender<SourceEvent>,
-        commit_interval: Duration,
     ) -> Self {
         Self {
             consumer,
             shared,
             events,
-            commit_interval,
             full_since: None,
-            last_commit_retry: Instant::now(),
             last_said: Vec::new(),
             quiet: false,
             said_ended: false,
@@ -95,7 +90,6 @@ impl PollThread {
                 None => true,
             };
             self.pass_on(idle);
-            self.retry_commits();
             self.look_for_the_end();
         }
         self.leave();
@@ -216,22 +210,6 @@ impl PollThread {
         let paused = self.shared.desk.lock().paused;
         if paused && self.events.len() <= QUEUE_CHUNKS / 2 {
             self.resume_all();
-        }
-    }
-
-    fn retry_commits(&mut self) {
-        if self.last_commit_retry.elapsed() < self.commit_interval {
-            return;
-        }
-        self.last_commit_retry = Instant::now();
-        let _turn = self.shared.commits.lock();
-        let offsets = {
-            let mut desk = self.shared.desk.lock();
-            let failed = desk.take_failed_commits();
-            desk.still_held(&failed, false)
-        };
-        if let Err(error) = rebalance::commit(&self.consumer, &offsets, ClientCommit::Async) {
-            tracing::warn!(%error, "offsets could not be committed again");
         }
     }
 

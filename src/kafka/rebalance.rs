@@ -9,16 +9,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{
-    BaseConsumer, CommitMode as ClientCommit, Consumer, ConsumerContext, RebalanceProtocol,
-};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::Offset;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::client::{self, Faults};
+use super::committer::Committer;
 use super::counters::Counters;
 use super::desk::Desk;
 use super::start::{self, Start, StartPolicy};
@@ -52,8 +51,6 @@ pub(super) struct Shared {
     /// Where a bounded source begins in a partition that its group never committed.
     pub(super) begins: HashMap<TopicPartition, i64>,
     pub(super) desk: Mutex<Desk>,
-    /// Held while a commit is on its way, so that none overtakes the last one of a revocation.
-    pub(super) commits: Mutex<()>,
     pub(super) faults: Faults,
     pub(super) counters: Counters,
     pub(super) failed: AtomicBool,
@@ -74,7 +71,6 @@ impl Shared {
             ends,
             begins,
             desk: Mutex::new(desk),
-            commits: Mutex::new(()),
             faults: Faults::default(),
             counters: Counters::default(),
             failed: AtomicBool::new(false),
@@ -105,6 +101,7 @@ impl Shared {
 pub(super) struct Callbacks {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Sender<SourceEvent>,
+    pub(super) committer: Committer,
 }
 
 pub(super) type GroupConsumer = BaseConsumer<Callbacks>;
@@ -139,23 +136,6 @@ impl ConsumerContext for Callbacks {
         };
         if let Err(error) = outcome {
             tracing::warn!(%error, "the assignment could not be changed");
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        for element in offsets.elements() {
-            let Offset::Offset(next_offset) = element.offset() else {
-                continue;
-            };
-            let partition = TopicPartition::new(element.topic(), element.partition());
-            match result.clone().and_then(|()| element.error()) {
-                Ok(()) => {
-                    self.shared.counters.commits.add(1);
-                    let mut desk = self.shared.desk.lock();
-                    desk.commit_succeeded(&partition, next_offset);
-                }
-                Err(error) => self.commit_failed(partition, next_offset, &error),
-            }
         }
     }
 }
@@ -255,7 +235,7 @@ impl Callbacks {
             tracing::debug!(partitions = %named(&leaving), "partitions left");
         } else {
             let offsets = self.drain(&leaving);
-            self.commit_last(consumer, &offsets, &leaving);
+            self.commit_last(offsets, &leaving);
         }
         self.shared.desk.lock().forget(&leaving);
     }
@@ -289,30 +269,14 @@ impl Callbacks {
         }
     }
 
-    fn commit_last(
-        &self,
-        consumer: &GroupConsumer,
-        offsets: &[CommitOffset],
-        leaving: &[TopicPartition],
-    ) {
-        let _turn = self.shared.commits.lock();
-        let mut offsets = self.shared.desk.lock().still_held(offsets, true);
+    /// Commits what the pipeline handed over; waits within a bound.
+    fn commit_last(&self, mut offsets: Vec<CommitOffset>, leaving: &[TopicPartition]) {
         offsets.retain(|offset| leaving.contains(&offset.partition));
-        if let Err(error) = commit(consumer, &offsets, ClientCommit::Sync) {
-            self.shared.counters.commit_failures.add(1);
-            tracing::warn!(%error, "the last offsets of revoked partitions were not committed");
+        if offsets.is_empty() {
+            return;
         }
-    }
-
-    fn commit_failed(&self, partition: TopicPartition, next_offset: i64, error: &KafkaError) {
-        self.shared.counters.commit_failures.add(1);
-        tracing::warn!(%partition, next_offset, %error, "an offset was not committed");
-        if error.rdkafka_error_code().is_some_and(client::is_permanent) {
-            let error = client::source_error("offsets cannot be committed", error);
-            self.fail(error);
-        } else {
-            let mut desk = self.shared.desk.lock();
-            desk.commit_failed(partition, next_offset);
+        if let Err(error) = self.committer.commit(offsets, true) {
+            tracing::warn!(%error, "the last offsets of revoked partitions were not committed");
         }
     }
 
@@ -334,27 +298,6 @@ impl Callbacks {
                 tracing::error!("nobody reads the source's events; it delivers nothing any more");
             }
         }
-    }
-}
-
-/// Commits offsets; nothing to commit is no error.
-pub(super) fn commit(
-    consumer: &GroupConsumer,
-    offsets: &[CommitOffset],
-    mode: ClientCommit,
-) -> KafkaResult<()> {
-    if offsets.is_empty() {
-        return Ok(());
-    }
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for offset in offsets {
-        let at = Offset::Offset(offset.next_offset);
-        let CommitOffset { partition, .. } = offset;
-        list.add_partition_offset(&partition.topic, partition.partition, at)?;
-    }
-    match consumer.commit(&list, mode) {
-        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
-        answer => answer,
     }
 }
 

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
-use rdkafka::consumer::{CommitMode as ClientCommit, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client;
+use super::committer::{self, Committer};
 use super::counters::SourceCounters;
 use super::desk::{ChunkBounds, Desk};
 use super::poll::{CLOSE_WITHIN, CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
-use super::rebalance::{self, Callbacks, GroupConsumer, Phase, Shared};
+use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
 use super::start::StartPolicy;
 use crate::document::{Generation, TopicPartition};
@@ -26,13 +27,15 @@ use crate::source::{CommitMode, CommitOffset, Source, SourceError, SourceEvent};
 const MAX_CHUNK_RECORDS: usize = 1024;
 /// How long one question for the topic may take at the start.
 const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long to listen for why nothing answers.
+const FAULTS_WAIT: Duration = Duration::from_millis(100);
 /// Time beyond [`CLOSE_WITHIN`] that the thread has to end in.
 const THREAD_GRACE: Duration = Duration::from_secs(2);
 
 /// A member of a consumer group.
 pub struct KafkaSource {
-    consumer: Arc<GroupConsumer>,
     shared: Arc<Shared>,
+    committer: Committer,
     events: Receiver<SourceEvent>,
     /// Disconnected once the poll thread has ended.
     ended: Receiver<()>,
@@ -65,9 +68,11 @@ impl KafkaSource {
         let drain = settings.revoke_drain();
         let shared = Arc::new(Shared::new(policy, drain, desk, begins, ends));
         let (sender, events) = bounded(QUEUE_CHUNKS + CONTROL_PLACES);
+        let (committer, commits) = committer::channel();
         let callbacks = Callbacks {
             shared: Arc::clone(&shared),
             events: sender.clone(),
+            committer: committer.clone(),
         };
         let consumer: GroupConsumer = settings
             .consumer_config()?
@@ -79,12 +84,15 @@ impl KafkaSource {
             .map_err(|error| client::source_error("the topics cannot be subscribed", &error))?;
 
         let consumer = Arc::new(consumer);
-        let poll = PollThread::new(
+        let poll = PollThread::new(Arc::clone(&consumer), Arc::clone(&shared), sender);
+        let no_thread = |error| SourceError::Fatal(format!("a thread cannot be started: {error}"));
+        committer::spawn(
+            commits,
             Arc::clone(&consumer),
             Arc::clone(&shared),
-            sender,
             settings.commit_interval(),
-        );
+        )
+        .map_err(no_thread)?;
         let (alive, ended) = bounded(1);
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())
@@ -92,10 +100,10 @@ impl KafkaSource {
                 poll.run();
                 drop(alive);
             })
-            .map_err(|error| SourceError::Fatal(format!("no poll thread: {error}")))?;
+            .map_err(no_thread)?;
         Ok(Self {
-            consumer,
             shared,
+            committer,
             events,
             ended,
             thread: Mutex::new(Some(thread)),
@@ -123,16 +131,14 @@ impl Source for KafkaSource {
     }
 
     fn commit(&self, offsets: &[CommitOffset], mode: CommitMode) -> Result<(), SourceError> {
-        let _turn = self.shared.commits.lock();
-        let offsets = self.shared.desk.lock().still_held(offsets, false);
-        let client_mode = match mode {
-            CommitMode::Background => ClientCommit::Async,
-            CommitMode::Wait => ClientCommit::Sync,
-        };
-        rebalance::commit(&self.consumer, &offsets, client_mode).map_err(|error| {
-            self.shared.counters.commit_failures.add(1);
-            client::source_error("offsets were not committed", &error)
-        })
+        match mode {
+            CommitMode::Background => {
+                self.shared.desk.lock().add_pending_commits(offsets);
+                self.committer.wake();
+                Ok(())
+            }
+            CommitMode::Wait => self.committer.commit(offsets.to_vec(), false),
+        }
     }
 
     fn stop(&self) {
@@ -178,8 +184,12 @@ fn connect(
         let Err(error) = answer else {
             return Ok(());
         };
-        // Faults arrive with the poll; before the subscription it delivers nothing else.
-        while consumer.poll(Duration::ZERO).is_some() {}
+        // Faults arrive with the poll, among log lines that it hides; before the subscription it
+        // delivers nothing else.
+        let faults_until = Instant::now() + FAULTS_WAIT;
+        while Instant::now() < faults_until {
+            consumer.poll(FAULTS_WAIT / 10);
+        }
         let refused = shared
             .faults
             .last()

