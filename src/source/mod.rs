@@ -1,6 +1,9 @@
 //! What every source delivers: records, changes of assignment, and the end.
 //! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
 
+pub mod files;
+pub mod memory;
+pub(crate) mod timestamp;
 mod refused;
 
 use std::sync::Arc;
