@@ -8,15 +8,15 @@
 //!
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
-pub mod batch;
 pub mod bounds;
-pub mod decode;
 pub mod document;
-pub mod kafka;
-pub mod model;
-pub mod score;
 pub mod source;
-pub mod store;
+pub mod watermark;
+pub mod kafka;
+pub mod decode;
 pub mod taxonomy;
 pub mod tokenize;
-pub mod watermark;
+pub mod batch;
+pub mod model;
+pub mod score;
+pub mod store;
