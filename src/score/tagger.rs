@@ -180,16 +180,7 @@ impl Tagger {
         }
         let empty = self.encode("");
         let outputs = self.run(model, &[&empty])?;
-        let mut prior = vec![f32::NEG_INFINITY; self.plan.labels()];
-        for (pass, output) in self.plan.passes().iter().zip(&outputs) {
-            let label_tokens = pass.label_token_ids.len();
-            raise_scores(
-                &mut prior,
-                &pass.words,
-                &output.label_log_probs,
-                label_tokens,
-            );
-        }
+        let prior = self.label_scores(1, &outputs)?;
         if !prior.iter().all(|score| score.is_finite()) {
             return Err(TaggerError::Calibration);
         }
@@ -260,22 +251,8 @@ impl Tagger {
         if self.taxonomy.calibration && self.prior.is_empty() {
             return Err(TaggerError::NotCalibrated);
         }
-        let passes = self.plan.passes();
-        expect("passes", outputs.len(), passes.len())?;
-        for (pass, output) in passes.iter().zip(outputs) {
-            self.check_shape(pass, output, texts.len())?;
-        }
         let labels = self.plan.labels();
-        let mut scores = vec![f32::NEG_INFINITY; texts.len() * labels];
-        for (pass, output) in passes.iter().zip(outputs) {
-            let label_tokens = pass.label_token_ids.len();
-            let rows = output
-                .label_log_probs
-                .chunks_exact(pass.masks * label_tokens);
-            for (scores, row) in scores.chunks_exact_mut(labels).zip(rows) {
-                raise_scores(scores, &pass.words, row, label_tokens);
-            }
-        }
+        let scores = self.label_scores(texts.len(), outputs)?;
         let embedded = outputs.get(self.plan.embedding_pass());
         let embeddings = embedded.map(|output| output.sentence_embedding.as_slice());
         let embeddings = embeddings
@@ -287,6 +264,32 @@ impl Tagger {
             .zip(embeddings);
         let taggings = rows.map(|((text, scores), embedding)| self.finish(text, scores, embedding));
         Ok(taggings.collect())
+    }
+
+    /// The labels' scores from the outputs of all passes, `[rows, labels]`; the prior is not subtracted.
+    ///
+    /// # Errors
+    /// When an output has another shape than it should.
+    pub fn label_scores(
+        &self,
+        rows: usize,
+        outputs: &[PassOutput],
+    ) -> Result<Vec<f32>, TaggerError> {
+        let passes = self.plan.passes();
+        expect("passes", outputs.len(), passes.len())?;
+        let labels = self.plan.labels();
+        let mut scores = vec![f32::NEG_INFINITY; rows * labels];
+        for (pass, output) in passes.iter().zip(outputs) {
+            self.check_shape(pass, output, rows)?;
+            let label_tokens = pass.label_token_ids.len();
+            let log_probs = output
+                .label_log_probs
+                .chunks_exact(pass.masks * label_tokens);
+            for (scores, row) in scores.chunks_exact_mut(labels).zip(log_probs) {
+                raise_scores(scores, &pass.words, row, label_tokens);
+            }
+        }
+        Ok(scores)
     }
 
     /// What vectors and topics of this tagger depend on.
