@@ -14,6 +14,7 @@ use crate::kafka::KafkaSettings;
 use crate::batch::BatchSettings;
 use crate::model::ModelSettings;
 use crate::pipeline::PipelineSettings;
+use crate::source::files::BackfillSettings;
 use crate::score::TaggingSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::{AdminSettings, LogSettings};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Bounds of the whole.
     pub pipeline: PipelineSettings,
+    /// Bounded runs.
+    pub backfill: BackfillSettings,
     /// Health and metrics.
     pub admin: AdminSettings,
     /// Log lines.
@@ -57,6 +60,7 @@ impl Settings {
             model: tree.section("model")?,
             store: tree.section("store")?,
             pipeline: tree.section("pipeline")?,
+            backfill: tree.section("backfill")?,
             admin: tree.section("admin")?,
             log: tree.section("log")?,
         };
@@ -85,6 +89,7 @@ impl Settings {
         gather("model", self.model.violations());
         gather("store", noted(|violations| self.store.validate(violations)));
         gather("pipeline", noted(|violations| self.pipeline.validate(violations)));
+        gather("backfill", noted(|violations| self.backfill.validate(violations)));
         gather("admin", self.admin.violations());
         gather("log", self.log.violations());
         if out_of_bounds.is_empty() {
