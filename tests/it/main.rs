@@ -1,5 +1,6 @@
 //! Integration tests, one module a capability; one binary, so that the crate is linked once.
 
+mod dead_letters;
 mod goldens;
 mod kafka_source;
 mod pipeline;

@@ -12,7 +12,7 @@ async fn two_hundred_documents_are_all_accounted_for() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&broker, folder.path(), &[]);
     let mut records = documents("doc", 200);
-    records.push(tcbert_worker::kafka::OutgoingRecord {
+    records.push(tcbert_worker::kafka::SampleRecord {
         key: Some(b"broken".to_vec()),
         value: Some(b"{not json".to_vec()),
         ..Default::default()
@@ -34,7 +34,7 @@ async fn two_hundred_documents_are_all_accounted_for() {
     assert_eq!(counts.dead_lettered, 1);
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 199);
     assert_eq!(broker.committed(&settings.kafka).unwrap(), 202);
-    let letters = broker.read_dead_letters(&settings.kafka, &settings.dead_letter).unwrap();
+    let letters = broker.read_dead_letters(&settings.kafka).unwrap();
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].key_text(), "broken");
     assert_eq!(letters[0].stage, "decode");
@@ -90,7 +90,7 @@ async fn an_older_version_through_another_partition_loses_and_the_dead_stay_dead
     let broker = broker(2);
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&broker, folder.path(), &[]);
-    let at = |mut record: tcbert_worker::kafka::OutgoingRecord, partition, timestamp| {
+    let at = |mut record: tcbert_worker::kafka::SampleRecord, partition, timestamp| {
         record.partition = Some(partition);
         record.timestamp_ms = Some(timestamp);
         record
@@ -130,6 +130,6 @@ async fn a_budget_of_a_few_records_slows_down_and_loses_nothing() {
     let counts = worker.stop().await;
     assert_eq!(counts.accounted_for(), 150);
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 150);
-    assert!(broker.read_dead_letters(&settings.kafka, &settings.dead_letter).unwrap().is_empty(), "{DEAD_LETTERS}");
+    assert!(broker.read_dead_letters(&settings.kafka).unwrap().is_empty(), "{DEAD_LETTERS}");
     store.close().await.unwrap();
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tcbert_worker::assemble::{self, Engine};
 use tcbert_worker::document::DocumentId;
-use tcbert_worker::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, OutgoingRecord};
+use tcbert_worker::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, SampleRecord};
 use tcbert_worker::pipeline::{self, Counters, Counts, Ending, PipelineError};
 use tcbert_worker::settings::{Origins, Settings};
 use tcbert_worker::store::Store;
@@ -52,16 +52,16 @@ pub fn broker(partitions: i32) -> EmbeddedBroker {
 }
 
 /// A record of a document with this id and title.
-pub fn document(id: &str, title: &str) -> OutgoingRecord {
-    OutgoingRecord {
+pub fn document(id: &str, title: &str) -> SampleRecord {
+    SampleRecord {
         key: Some(id.as_bytes().to_vec()),
         value: Some(serde_json::json!({ "id": id, "title": title }).to_string().into_bytes()),
-        ..OutgoingRecord::default()
+        ..SampleRecord::default()
     }
 }
 
 /// `count` documents with distinct ids and varied titles.
-pub fn documents(prefix: &str, count: usize) -> Vec<OutgoingRecord> {
+pub fn documents(prefix: &str, count: usize) -> Vec<SampleRecord> {
     const TITLES: [&str; 5] = [
         "国家队公布世界杯预选赛大名单",
         "央行宣布下调存款准备金率，股市应声上涨",

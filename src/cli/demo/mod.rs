@@ -84,7 +84,7 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let ran = run_until_done(&settings, engine, store.clone(), counters.clone(), produced).await;
     let seconds = producing.elapsed().as_secs_f64();
     ran?;
-    let dead_letters = Vec::new();
+    let dead_letters = broker.read_dead_letters(&settings.kafka).map_err(Failure::failed)?;
 
     let mut engine = Engine::load(&settings)?;
     let outcome = Report::gather(&mut engine, store.as_ref(), &expectation, dead_letters).await?;
