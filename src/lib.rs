@@ -8,15 +8,20 @@
 //!
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
-pub mod batch;
 pub mod bounds;
-pub mod decode;
 pub mod document;
-pub mod kafka;
-pub mod model;
-pub mod score;
+pub mod telemetry;
 pub mod source;
-pub mod store;
+pub mod watermark;
+pub mod kafka;
+pub mod decode;
 pub mod taxonomy;
 pub mod tokenize;
-pub mod watermark;
+pub mod batch;
+pub mod model;
+pub mod score;
+pub mod store;
+pub mod settings;
+pub mod pipeline;
+pub mod assemble;
+pub mod cli;
