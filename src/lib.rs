@@ -21,7 +21,7 @@ pub mod batch;
 pub mod model;
 pub mod score;
 pub mod store;
-pub mod settings;
 pub mod pipeline;
+pub mod settings;
 pub mod assemble;
 pub mod cli;
