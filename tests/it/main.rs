@@ -1,4 +1,7 @@
 //! Integration tests, one module a capability; one binary, so that the crate is linked once.
 
+// Tests say what they expect by unwrapping it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod goldens;
 mod tidy;
