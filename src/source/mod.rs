@@ -3,8 +3,8 @@
 
 pub mod files;
 pub mod memory;
-pub(crate) mod timestamp;
 mod refused;
+pub(crate) mod timestamp;
 
 use std::sync::Arc;
 

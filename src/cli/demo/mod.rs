@@ -16,7 +16,7 @@ use super::failure::Failure;
 use super::output;
 use super::search::nearest;
 use crate::assemble::{self, Engine};
-use crate::kafka::{EmbeddedBroker, KafkaSource, Properties, SampleProducer};
+use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, Properties, SampleProducer};
 use crate::pipeline::{self, Counters};
 use crate::settings::Settings;
 use crate::store::{PointFilter, Store, StoreKind};
@@ -66,10 +66,15 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let expectation = script.expectation();
 
     let spinner = output::spinner("starting broker, store and model");
-    let folder = tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
+    let folder = tempfile::tempdir()
+        .map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
     let broker = EmbeddedBroker::start(1).map_err(Failure::failed)?;
-    broker.create_topic(TOPIC, PARTITIONS).map_err(Failure::failed)?;
-    broker.create_topic(DEAD_LETTER_TOPIC, 1).map_err(Failure::failed)?;
+    broker
+        .create_topic(TOPIC, PARTITIONS)
+        .map_err(Failure::failed)?;
+    broker
+        .create_topic(DEAD_LETTER_TOPIC, 1)
+        .map_err(Failure::failed)?;
     configure(&mut settings, &broker, folder.path());
     let engine = assemble::load_engine(settings.clone()).await?;
     let store = assemble::open_store_for_run(&settings, &engine.expectation()).await?;
@@ -84,11 +89,16 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let ran = run_until_done(&settings, engine, store.clone(), counters.clone(), produced).await;
     let seconds = producing.elapsed().as_secs_f64();
     ran?;
-    let dead_letters = broker.read_dead_letters(&settings.kafka).map_err(Failure::failed)?;
+    let dead_letters = broker
+        .read_dead_letters(&settings.kafka)
+        .map_err(Failure::failed)?;
 
     let mut engine = Engine::load(&settings)?;
     let outcome = Report::gather(&mut engine, store.as_ref(), &expectation, dead_letters).await?;
-    let points = store.count(PointFilter::default()).await.map_err(Failure::failed)?;
+    let points = store
+        .count(PointFilter::default())
+        .await
+        .map_err(Failure::failed)?;
     store.close().await.map_err(Failure::failed)?;
     let counts = counters.snapshot();
     let summary = Summary {
@@ -117,6 +127,7 @@ fn configure(settings: &mut Settings, broker: &EmbeddedBroker, folder: &std::pat
     settings.kafka.properties = Properties::default();
     settings.kafka.dead_letter_topic = DEAD_LETTER_TOPIC.to_owned();
     settings.store.kind = StoreKind::Embedded;
+    settings.dead_letter.spool_dir = folder.join("spool").display().to_string();
     settings.store.path = folder.join("store");
     settings.store.apply_migrations = true;
     settings.tagging.taxonomy = "news".to_owned();
@@ -135,9 +146,16 @@ async fn run_until_done(
         .await
         .map_err(Failure::failed)?
         .map_err(Failure::failed)?;
-    let dead_letters = crate::source::MemoryDeadLetters::default();
+    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
+        .map_err(Failure::failed)?;
     let metrics = Metrics::new().map_err(Failure::failed)?;
-    let stages = engine.into_stages(settings, Arc::new(source), store, Arc::new(dead_letters), metrics)?;
+    let stages = engine.into_stages(
+        settings,
+        Arc::new(source),
+        store,
+        Arc::new(dead_letters),
+        metrics,
+    )?;
     let shutdown = CancellationToken::new();
     let watch = tokio::spawn(watch(counters.clone(), produced as u64, shutdown.clone()));
     let outcome = pipeline::run(stages, assemble::wiring(settings), counters, shutdown).await;
@@ -172,16 +190,31 @@ async fn watch(counters: Arc<Counters>, produced: u64, shutdown: CancellationTok
 }
 
 /// Whether the first hit of each fixed query shares its topic, and the hits of the first few.
-async fn searches(engine: &mut Engine, store: &dyn Store) -> Result<(Vec<report::Search>, f64), Failure> {
+async fn searches(
+    engine: &mut Engine,
+    store: &dyn Store,
+) -> Result<(Vec<report::Search>, f64), Failure> {
     let queries = samples::queries();
     let (mut shown, mut right) = (Vec::new(), 0_usize);
     for query in &queries {
-        let hits = nearest(engine, store, &query.query, PointFilter::default(), SHOWN_HITS).await?;
+        let hits = nearest(
+            engine,
+            store,
+            &query.query,
+            PointFilter::default(),
+            SHOWN_HITS,
+        )
+        .await?;
         // The sample's own topic, which decoding keeps among the attributes; not the one that was predicted.
-        let truth = hits.first().and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
+        let truth = hits
+            .first()
+            .and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
         right += usize::from(truth == Some(&query.topic));
         if shown.len() < SHOWN_SEARCHES {
-            shown.push(report::Search { query: query.query.clone(), hits });
+            shown.push(report::Search {
+                query: query.query.clone(),
+                hits,
+            });
         }
     }
     Ok((shown, right as f64 / queries.len().max(1) as f64))
@@ -191,7 +224,11 @@ async fn searches(engine: &mut Engine, store: &dyn Store) -> Result<(Vec<report:
 async fn topic_of(store: &dyn Store, id: &str) -> Result<Option<String>, Failure> {
     let id = crate::document::DocumentId::new(id).map_err(Failure::failed)?;
     let payload = store.fetch(id).await.map_err(Failure::failed)?;
-    Ok(payload.and_then(|payload| payload.get("topic").and_then(|topic| topic.as_str().map(str::to_owned))))
+    Ok(payload.and_then(|payload| {
+        payload
+            .get("topic")
+            .and_then(|topic| topic.as_str().map(str::to_owned))
+    }))
 }
 
 #[cfg(test)]
