@@ -8,5 +8,7 @@ mod goldens;
 mod kafka_source;
 mod pipeline;
 mod process;
+mod qdrant_server;
+mod store_contract;
 mod support;
 mod tidy;
