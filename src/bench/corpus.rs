@@ -33,7 +33,7 @@ const TITLE_CHARACTERS: std::ops::Range<usize> = 20..34;
 const ARTICLE_CHARACTERS: std::ops::Range<usize> = 90..500;
 /// Articles among a hundred mixed documents; a wire carries more headlines than articles.
 const ARTICLES_PER_HUNDRED: u32 = 30;
-/// Every so many milliseconds a document is published.
+/// A document is published every so many seconds.
 const PUBLISHED_EVERY_SECONDS: i64 = 7;
 /// 2024-01-01T00:00:00Z.
 const FIRST_PUBLISHED_SECONDS: i64 = 1_704_067_200;
@@ -52,6 +52,11 @@ pub enum Mix {
 impl Mix {
     /// All of them, in the order in which they are measured.
     pub const ALL: [Self; 3] = [Self::Titles, Self::Articles, Self::Mixed];
+
+    /// The mix of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mix| mix.name() == name)
+    }
 
     /// As it is written in results and arguments.
     pub fn name(self) -> &'static str {
