@@ -1,3 +1,7 @@
-//! The binary: arguments in, exit code out.
+//! The binary: hands the command line to the library and its outcome to the system.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tcbert_worker::cli::main()
+}

@@ -1,1 +1,24 @@
-//! kafka
+//! Everything that speaks Kafka: the source, the dead letters and the embedded broker.
+//! The one place that names rdkafka; knows nothing of models, stores or the pipeline.
+
+mod client;
+mod committer;
+mod counters;
+mod desk;
+mod embedded;
+mod inspect;
+mod poll;
+mod properties;
+mod rebalance;
+mod settings;
+mod source;
+mod start;
+
+pub use counters::SourceCounters;
+pub use embedded::{
+    EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
+};
+pub use inspect::{GroupPosition, describe_broker, group_positions};
+pub use properties::Properties;
+pub use settings::{KafkaSettings, OnMissingOffset};
+pub use source::KafkaSource;

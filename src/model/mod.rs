@@ -17,6 +17,8 @@ pub use runtime::RuntimeError;
 pub use session::OnnxModel;
 pub use settings::{Fallback, ModelSettings};
 
+pub mod twin;
+
 /// One padded batch for one pass; every row has the same number of masks.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PassInput {

@@ -1,9 +1,13 @@
 //! What every source delivers: records, changes of assignment, and the end.
 //! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
 
+mod refused;
+
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
+
+pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink};
 
 use crate::document::{Generation, Receipt, RecordPosition, TopicPartition};
 
@@ -111,6 +115,14 @@ pub enum CommitMode {
 pub trait Source: Send + Sync {
     /// The events; one receiver reads them.
     fn events(&self) -> Receiver<SourceEvent>;
+
+    /// Whether a record of this assignment may still be processed: false as soon as its partition
+    /// is leaving, even while earlier records of it wait in the channel. What is dropped for that
+    /// is not acknowledged, and its next owner gets it.
+    fn delivers(&self, partition: &TopicPartition, generation: Generation) -> bool {
+        let _ = (partition, generation);
+        true
+    }
 
     /// Makes offsets the place from which the next start goes on. Offsets of partitions no longer
     /// assigned under the same generation are left out.

@@ -1,12 +1,28 @@
 //! The store stage: points in, durable or refused. One trait, two real implementations
-//! (`qdrant.rs` over gRPC, `embedded.rs` in process); `point.rs` is pure.
+//! (`qdrant` over gRPC, `embedded` in process); what can be pure is (`point`, `version`, `batch`).
 //! Knows nothing of sources, models or offsets to commit.
 
+use std::collections::BTreeMap;
+
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::document::{DocumentId, Version};
+
+pub mod batch;
+pub mod counting;
+pub mod embedded;
+pub mod migrate;
+mod open;
+pub mod point;
+pub mod qdrant;
+pub mod settings;
+pub mod version;
+
+pub use open::{Expectation, connect, open};
+pub use settings::{StoreKind, StoreSettings};
 
 /// What is written for one document.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +35,8 @@ pub enum PointWrite {
         id: DocumentId,
         /// The deletion's age.
         version: Version,
+        /// When the marker is written; its retention counts from here.
+        deleted_at: jiff::Timestamp,
     },
 }
 
@@ -52,6 +70,11 @@ impl PointWrite {
             Self::Tombstone { version, .. } => version,
         }
     }
+
+    /// Whether this is a deletion.
+    pub fn is_tombstone(&self) -> bool {
+        matches!(self, Self::Tombstone { .. })
+    }
 }
 
 /// Which points a question is about; markers of deletions never count.
@@ -74,6 +97,29 @@ pub struct SearchHit {
     pub payload: Map<String, Value>,
 }
 
+/// What kind of question a payload index answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IndexKind {
+    /// Equality of texts.
+    Keyword,
+    /// Equality and ranges of whole numbers.
+    Integer,
+    /// Ranges of RFC 3339 times.
+    Datetime,
+    /// True or false.
+    Bool,
+}
+
+/// What a new collection holds: one named vector per point, compared by cosine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CollectionSpec {
+    /// Name of the vector.
+    pub vector_name: String,
+    /// Width of the vectors.
+    pub vector_size: usize,
+}
+
 /// What the collection is, so that a worker can refuse one that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollectionInfo {
@@ -87,6 +133,12 @@ pub struct CollectionInfo {
     pub distance: String,
     /// Points, markers included.
     pub points: u64,
+    /// Payload indexes by key.
+    pub indexes: BTreeMap<String, IndexKind>,
+    /// What migrations wrote about the collection, see [`migrate`].
+    pub metadata: BTreeMap<String, Value>,
+    /// Limits that the server puts on requests, as sentences; empty where it puts none that matter.
+    pub limits: Vec<String>,
 }
 
 /// A place that points are written to.
@@ -118,16 +170,50 @@ pub trait Store: Send + Sync {
     /// What the collection is; `None` where it does not exist.
     fn collection(&self) -> BoxFuture<'_, Result<Option<CollectionInfo>, StoreError>>;
 
-    /// Removes markers of deletions older than `before_ms` (milliseconds since the epoch, by the
-    /// time at which the marker was written); says how many.
-    fn remove_markers(&self, before_ms: i64) -> BoxFuture<'_, Result<u64, StoreError>>;
+    /// Removes markers of deletions that were written before `before`; says how many.
+    fn remove_markers(&self, before: jiff::Timestamp) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// What migrations work with.
+    fn admin(&self) -> &dyn Admin;
 
     /// Ends the store's threads after a last flush. Idempotent.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
+/// Shapes the collection; only migrations call it.
+pub trait Admin: Send + Sync {
+    /// Creates the collection; an error where it exists.
+    fn create_collection(&self, spec: CollectionSpec) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Deletes the collection and all its points; nothing where it does not exist.
+    fn drop_collection(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Indexes a payload key, waiting until it is built; nothing where it is indexed already.
+    fn create_index(&self, key: String, kind: IndexKind) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Drops the index of a payload key; nothing where there is none.
+    fn drop_index(&self, key: String) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Merges `metadata` into what the collection keeps about itself.
+    fn write_metadata(
+        &self,
+        metadata: BTreeMap<String, Value>,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The collection that `alias` stands for.
+    fn alias(&self, alias: String) -> BoxFuture<'_, Result<Option<String>, StoreError>>;
+
+    /// Lets `alias` stand for this collection, in one step if it stood for another;
+    /// `None` for `collection` removes the alias.
+    fn set_alias(
+        &self,
+        alias: String,
+        collection: Option<String>,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
 /// Why a write or a question failed; the kind says what to do.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Away, busy, timed out, outcome unknown: try the whole batch again.
     #[error("the store did not answer as it should: {0}")]
@@ -141,4 +227,22 @@ pub enum StoreError {
     /// Wrong address, credential, collection or vector size, or a failed flush: stop without committing.
     #[error("{0}")]
     Fatal(String),
+}
+
+impl StoreError {
+    /// Of two errors of one batch, the one that must be heeded first: a batch that is retried shows
+    /// its rejection again, a worker that goes on after a fatal error may not.
+    pub(crate) fn graver(self, other: Self) -> Self {
+        let rank = |error: &Self| match error {
+            Self::Rejected(_) => 0,
+            Self::Transient(_) => 1,
+            Self::Full(_) => 2,
+            Self::Fatal(_) => 3,
+        };
+        if rank(&other) > rank(&self) {
+            other
+        } else {
+            self
+        }
+    }
 }

@@ -1,0 +1,207 @@
+//! `demo`: the whole pipeline on an embedded broker and store, with the bundled model and sample documents.
+//!
+//! Nothing is simulated but the broker's cluster: records go through the same source, stages, store
+//! and commits as in `run`. What ought to come out is computed from the samples alone and compared.
+
+mod report;
+mod samples;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::assemble::{self, Engine};
+use super::failure::Failure;
+use super::output;
+use super::search::nearest;
+use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource};
+use crate::pipeline::{self, Counters};
+use crate::settings::Settings;
+use crate::store::{PointFilter, Store};
+use crate::telemetry::Metrics;
+use report::{Report, Summary};
+use samples::{Expectation, Script};
+
+/// Partitions of the demo's topic.
+const PARTITIONS: i32 = 4;
+
+/// Topic of the sample documents.
+const TOPIC: &str = "documents";
+
+/// Topic of what is refused.
+const DEAD_LETTER_TOPIC: &str = "documents.dead-letters";
+
+/// Longest that the demo waits for its records.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Searches whose hits are shown.
+const SHOWN_SEARCHES: usize = 3;
+
+/// Hits of a shown search.
+const SHOWN_HITS: usize = 3;
+
+/// Show the whole pipeline on an embedded broker and store with sample documents.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn execute(settings: Settings, arguments: &Arguments) -> Result<(), Failure> {
+    let report = assemble::runtime()?.block_on(demo(settings))?;
+    if arguments.json {
+        output::json(&report.summary)?;
+    } else {
+        report.show()?;
+    }
+    report.check()
+}
+
+async fn demo(mut settings: Settings) -> Result<Report, Failure> {
+    let started = Instant::now();
+    let script = Script::of_samples();
+    let expectation = script.expectation();
+
+    let spinner = output::spinner("starting broker, store and model");
+    let folder = tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
+    let broker = EmbeddedBroker::start(&[(TOPIC, PARTITIONS), (DEAD_LETTER_TOPIC, 1)]).map_err(Failure::failed)?;
+    configure(&mut settings, &broker, folder.path());
+    let engine = assemble::load_engine(settings.clone()).await?;
+    let store = assemble::open_store_for_run(&settings).await?;
+    spinner.finish_and_clear();
+
+    let producing = Instant::now();
+    let records = script.records();
+    let produced = records.len();
+    broker.produce(TOPIC, records).await.map_err(Failure::failed)?;
+    let counters = Arc::new(Counters::default());
+    let ran = run_until_done(&settings, engine, store.clone(), counters.clone(), produced).await;
+    let seconds = producing.elapsed().as_secs_f64();
+    ran?;
+    let dead_letters = broker.read_dead_letters(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
+
+    let mut engine = Engine::load(&settings)?;
+    let outcome = Report::gather(&mut engine, store.as_ref(), &expectation, dead_letters).await?;
+    let points = store.count(PointFilter::default()).await.map_err(Failure::failed)?;
+    store.close().await.map_err(Failure::failed)?;
+    let counts = counters.snapshot();
+    let summary = Summary {
+        produced: produced as u64,
+        tagged: counts.tagged,
+        written: counts.written,
+        deleted: counts.deleted,
+        dead_lettered: counts.dead_lettered,
+        points,
+        expected_points: expectation.documents.len() as u64,
+        accuracy: outcome.accuracy(),
+        search_first_hit_share: outcome.search_share,
+        truncated: counts.truncated,
+        unknown_tokens: counts.unknown_tokens,
+        documents_per_second: counts.accounted_for() as f64 / seconds.max(f64::EPSILON),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok(Report { summary, outcome })
+}
+
+/// The user's settings, pointed at the embedded broker and store.
+fn configure(settings: &mut Settings, broker: &EmbeddedBroker, folder: &std::path::Path) {
+    settings.kafka.brokers = broker.bootstrap_servers();
+    settings.kafka.topic = TOPIC.to_owned();
+    settings.kafka.group_id = "demo".to_owned();
+    settings.kafka.properties.clear();
+    settings.kafka.dead_letter_topic = DEAD_LETTER_TOPIC.to_owned();
+    settings.dead_letter.spool_dir = folder.join("spool").display().to_string();
+    settings.store.use_embedded(&folder.join("store"));
+    settings.store.apply_migrations = true;
+    settings.tagging.taxonomy = "news".to_owned();
+}
+
+/// Runs the pipeline until every record is accounted for.
+async fn run_until_done(
+    settings: &Settings,
+    engine: Engine,
+    store: Arc<dyn Store>,
+    counters: Arc<Counters>,
+    produced: usize,
+) -> Result<(), Failure> {
+    let kafka = settings.kafka.clone();
+    let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
+        .await
+        .map_err(Failure::failed)?
+        .map_err(Failure::failed)?;
+    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
+    let metrics = Metrics::new().map_err(Failure::failed)?;
+    let stages = engine.into_stages(settings, Arc::new(source), store, Arc::new(dead_letters), metrics)?;
+    let shutdown = CancellationToken::new();
+    let watch = tokio::spawn(watch(counters.clone(), produced as u64, shutdown.clone()));
+    let outcome = pipeline::run(stages, assemble::wiring(settings), counters, shutdown).await;
+    let complete = watch.await.unwrap_or(false);
+    outcome.map_err(Failure::failed)?;
+    if complete {
+        Ok(())
+    } else {
+        Err(Failure::failed(format!(
+            "not every record was accounted for within {} s; run it again with TCBERT__LOG__LEVEL=info to see where it stands",
+            PATIENCE.as_secs()
+        )))
+    }
+}
+
+/// Shows progress and ends the run when everything is accounted for; false when patience ran out.
+async fn watch(counters: Arc<Counters>, produced: u64, shutdown: CancellationToken) -> bool {
+    /// How often progress is looked at.
+    const TICK: Duration = Duration::from_millis(50);
+    let bar = output::bar(produced, "tagging");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let done = counters.snapshot().accounted_for();
+        bar.set_position(done);
+        if done >= produced || Instant::now() >= deadline || shutdown.is_cancelled() {
+            bar.finish_and_clear();
+            shutdown.cancel();
+            return done >= produced;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Whether the first hit of each fixed query shares its topic, and the hits of the first few.
+async fn searches(engine: &mut Engine, store: &dyn Store) -> Result<(Vec<report::Search>, f64), Failure> {
+    let queries = samples::queries();
+    let (mut shown, mut right) = (Vec::new(), 0_usize);
+    for query in &queries {
+        let hits = nearest(engine, store, &query.query, PointFilter::default(), SHOWN_HITS).await?;
+        // The sample's own topic, which decoding keeps among the attributes; not the one that was predicted.
+        let truth = hits.first().and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
+        right += usize::from(truth == Some(&query.topic));
+        if shown.len() < SHOWN_SEARCHES {
+            shown.push(report::Search { query: query.query.clone(), hits });
+        }
+    }
+    Ok((shown, right as f64 / queries.len().max(1) as f64))
+}
+
+/// What came out, for one expected document.
+async fn topic_of(store: &dyn Store, id: &str) -> Result<Option<String>, Failure> {
+    let id = crate::document::DocumentId::new(id).map_err(Failure::failed)?;
+    let payload = store.fetch(id).await.map_err(Failure::failed)?;
+    Ok(payload.and_then(|payload| payload.get("topic").and_then(|topic| topic.as_str().map(str::to_owned))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_samples_hold_all_that_the_demo_shows() {
+        let script = Script::of_samples();
+        let expectation: Expectation = script.expectation();
+        assert!(script.records().len() >= 306);
+        assert!(expectation.documents.len() >= 300);
+        assert_eq!(expectation.deleted.len(), 1);
+        assert_eq!(samples::queries().len(), 50);
+    }
+}

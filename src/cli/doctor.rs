@@ -1,0 +1,109 @@
+//! `doctor`: checks configuration, runtime, model, taxonomy, store and broker, and says what to mend.
+
+use clap::Args;
+use comfy_table::{Cell, Color};
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::output;
+use crate::assemble::{self, Engine};
+use crate::kafka;
+use crate::settings::Settings;
+
+/// Check configuration, broker, store, model and device, and say what to mend.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How one check ended.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    passed: bool,
+    /// What was found, or what is wrong and what to do.
+    finding: String,
+}
+
+impl Check {
+    fn of(name: &'static str, outcome: Result<String, String>) -> Self {
+        let passed = outcome.is_ok();
+        let (Ok(finding) | Err(finding)) = outcome;
+        Self { name, passed, finding }
+    }
+}
+
+pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
+    let spinner = output::spinner("checking");
+    let checks = super::runtime()?.block_on(run_checks(settings));
+    spinner.finish_and_clear();
+    let failed = checks.iter().filter(|check| !check.passed).count();
+    if arguments.json {
+        output::json(&serde_json::json!({ "healthy": failed == 0, "checks": checks }))?;
+    } else {
+        let mut table = output::table(&["check", "", "finding"]);
+        for check in &checks {
+            let mark = if check.passed {
+                Cell::new("ok").fg(Color::Green)
+            } else {
+                Cell::new("mend").fg(Color::Red)
+            };
+            table.add_row(vec![Cell::new(check.name), mark, Cell::new(&check.finding)]);
+        }
+        output::line(table)?;
+    }
+    match failed {
+        0 => Ok(()),
+        1 => Err(Failure::failed("1 check failed")),
+        count => Err(Failure::failed(format!("{count} checks failed"))),
+    }
+}
+
+async fn run_checks(settings: &Settings) -> Vec<Check> {
+    let mut checks = vec![Check::of("configuration", Ok("every key is known and within its bounds".to_owned()))];
+    let engine = assemble::load_engine(settings.clone()).await;
+    checks.push(Check::of("model", engine.as_ref().map(Engine::describe).map_err(ToString::to_string)));
+    if let Ok(engine) = &engine {
+        checks.push(Check::of("taxonomy", describe_taxonomy(engine)));
+    }
+    checks.push(Check::of("store", check_store(settings, engine.as_ref().ok()).await));
+    checks.push(Check::of("broker", check_broker(settings).await));
+    checks
+}
+
+fn describe_taxonomy(engine: &Engine) -> Result<String, String> {
+    let report = engine.taxonomy_report();
+    if report.is_usable() {
+        Ok(format!("{}: {} labels", engine.taxonomy().name, engine.taxonomy().labels.len()))
+    } else {
+        Err("some labels cannot be told apart or said; `tcbert-worker taxonomy check` lists them".to_owned())
+    }
+}
+
+async fn check_store(settings: &Settings, engine: Option<&Engine>) -> Result<String, String> {
+    let store = assemble::open_store(settings).await.map_err(|error| error.to_string())?;
+    let info = store.collection().await.map_err(|error| error.to_string())?;
+    let finding = match (info, engine) {
+        (None, _) => Err(format!(
+            "there is no collection {:?}; create it with `tcbert-worker migrate apply`",
+            settings.store.collection
+        )),
+        (Some(info), Some(engine)) => assemble::check_fingerprint(store.as_ref(), engine, settings)
+            .await
+            .map(|()| format!("{} with {} points of {} dimensions", info.name, info.points, info.vector_size))
+            .map_err(|error| error.to_string()),
+        (Some(info), None) => Ok(format!("{} with {} points", info.name, info.points)),
+    };
+    store.close().await.map_err(|error| error.to_string())?;
+    finding
+}
+
+async fn check_broker(settings: &Settings) -> Result<String, String> {
+    let kafka = settings.kafka.clone();
+    tokio::task::spawn_blocking(move || kafka::describe_broker(&kafka))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())
+}

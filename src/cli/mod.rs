@@ -1,0 +1,101 @@
+//! The command line: one file a command. Settings are read here, once; stages get built values.
+//!
+//! Results go to standard output, logs and progress to standard error. Exit codes: 0 done, 1 failed,
+//! 2 wrong usage or configuration.
+
+mod demo;
+mod doctor;
+mod evaluate;
+mod failure;
+mod migrate;
+mod output;
+mod run;
+mod search;
+mod tag;
+mod tag_all;
+mod taxonomy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::settings::{Origins, Settings};
+use crate::telemetry::{LogSettings, init_logging};
+use failure::Failure;
+
+/// Tags a stream of Chinese documents with TCBert and keeps their vectors in Qdrant.
+#[derive(Debug, Parser)]
+#[command(name = "tcbert-worker", version, about, propagate_version = true)]
+struct CommandLine {
+    /// Settings file (TOML), read after the built-in defaults and before TCBERT__SECTION__KEY variables.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Consume documents from Kafka until told to stop.
+    Run(run::Arguments),
+    /// Show the whole pipeline on an embedded broker and store with sample documents.
+    Demo(demo::Arguments),
+    /// Tag texts from the arguments or, one a line, from standard input.
+    Tag(tag::Arguments),
+    /// Find the documents nearest to a query.
+    Search(search::Arguments),
+    /// Measure accuracy on a labelled data set.
+    Evaluate(evaluate::Arguments),
+    /// Inspect taxonomies.
+    Taxonomy(taxonomy::Arguments),
+    /// Create or change the collection as `migrations/` declares it.
+    Migrate(migrate::Arguments),
+    /// Check configuration, broker, store, model and device, and say what to mend.
+    Doctor(doctor::Arguments),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            // Help and version are answers, not errors; clap knows which stream each belongs to.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match execute(command_line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// The runtime of commands that wait for brokers, stores and signals.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("no threads could be started: {error}")))
+}
+
+fn execute(command_line: CommandLine) -> Result<(), Failure> {
+    let mut settings = Settings::load(&Origins::of_process(command_line.config))?;
+    let serves = matches!(command_line.command, Command::Run(_));
+    if !serves && settings.log == LogSettings::default() {
+        // Commands for people show progress and tables; what is ordinary need not be told.
+        "warn".clone_into(&mut settings.log.level);
+    }
+    init_logging(&settings.log).map_err(Failure::usage)?;
+    match command_line.command {
+        Command::Run(arguments) => run::execute(&settings, &arguments),
+        Command::Demo(arguments) => demo::execute(settings, &arguments),
+        Command::Tag(arguments) => tag::execute(&settings, &arguments),
+        Command::Search(arguments) => search::execute(&settings, &arguments),
+        Command::Evaluate(arguments) => evaluate::execute(settings, &arguments),
+        Command::Taxonomy(arguments) => taxonomy::execute(&settings, &arguments),
+        Command::Migrate(arguments) => migrate::execute(&settings, &arguments),
+        Command::Doctor(arguments) => doctor::execute(&settings, &arguments),
+    }
+}

@@ -1,0 +1,130 @@
+//! `run`: consumes from Kafka until told to stop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::Failure;
+use crate::assemble;
+use crate::kafka::{DeadLetterProducer, KafkaSource};
+use crate::pipeline::{self, Counters, Ending};
+use crate::settings::Settings;
+use crate::source::Source;
+use crate::telemetry::{AdminServer, Health, Metrics};
+
+/// How often the progress of a run is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Consume documents from Kafka until told to stop.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Go on at the earliest record where the committed offset has expired, and log what is gone.
+    #[arg(long)]
+    accept_gap: bool,
+}
+
+pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
+    let mut settings = settings.clone();
+    settings.kafka.accept_gap |= arguments.accept_gap;
+    super::runtime()?.block_on(run(&settings))
+}
+
+async fn run(settings: &Settings) -> Result<(), Failure> {
+    let shutdown = shutdown_signal()?;
+    let started = Instant::now();
+    let metrics = Metrics::new().map_err(Failure::failed)?;
+    let health = Health::new();
+    let admin = match settings.admin.address().map_err(Failure::usage)? {
+        Some(address) => Some(
+            AdminServer::start(address, health.clone(), metrics.clone()).await.map_err(Failure::failed)?,
+        ),
+        None => None,
+    };
+    let engine = assemble::load_engine(settings.clone()).await?;
+    tracing::info!(model = engine.describe(), taxonomy = engine.taxonomy().name, "model loaded");
+    let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
+    let source = connect(settings).await?;
+    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
+    tracing::info!(
+        topic = settings.kafka.topic,
+        group = settings.kafka.group_id,
+        seconds = started.elapsed().as_secs_f32(),
+        "ready"
+    );
+    health.set_ready();
+
+    let counters = Arc::new(Counters::default());
+    let stages = engine.into_stages(settings, source, store.clone(), Arc::new(dead_letters), metrics);
+    let reporter = tokio::spawn(log_progress(counters.clone()));
+    let outcome = pipeline::run(stages?, assemble::wiring(settings), counters.clone(), shutdown).await;
+    reporter.abort();
+    drop(admin);
+    let counts = counters.snapshot();
+    tracing::info!(
+        delivered = counts.delivered,
+        written = counts.written,
+        deleted = counts.deleted,
+        dead_lettered = counts.dead_lettered,
+        "what this run did"
+    );
+    let closed = store.close().await;
+    match outcome {
+        Ok(Ending::Stopped | Ending::Complete) => closed.map_err(Failure::failed),
+        Err(error) => {
+            health.set_failed(error.to_string());
+            Err(Failure::failed(error))
+        }
+    }
+}
+
+async fn connect(settings: &Settings) -> Result<Arc<dyn Source>, Failure> {
+    let kafka = settings.kafka.clone();
+    let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
+        .await
+        .map_err(Failure::failed)?
+        .map_err(Failure::failed)?;
+    Ok(Arc::new(source))
+}
+
+async fn log_progress(counters: Arc<Counters>) {
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(LOG_INTERVAL).await;
+        let counts = counters.snapshot();
+        let done = counts.accounted_for();
+        tracing::info!(
+            done,
+            dead_lettered = counts.dead_lettered,
+            per_second = (done - before) / LOG_INTERVAL.as_secs(),
+            "progress"
+        );
+        before = done;
+    }
+}
+
+/// Cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
+pub(super) fn shutdown_signal() -> Result<CancellationToken, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    /// What a shell reports for a process ended by SIGINT.
+    const ENDED_AT_ONCE: i32 = 130;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        for nth in 0_u32.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if nth > 0 {
+                std::process::exit(ENDED_AT_ONCE);
+            }
+            tracing::info!("asked to stop; a second signal ends at once");
+            cancelled.cancel();
+        }
+    });
+    Ok(token)
+}

@@ -1,0 +1,189 @@
+//! What can be configured about decoding, and the bounds of each value.
+//! Must not know where a value came from.
+
+use serde::{Deserialize, Serialize};
+
+use super::json::Mapping;
+use super::text::{TextRule, TextSettings};
+use super::time;
+use crate::bounds::{Violation, check_range};
+
+/// Deepest nesting that can be allowed: below the JSON parser's own recursion limit of 128.
+const HIGHEST_MAX_DEPTH: usize = 120;
+
+/// Longest separator between title and body, in characters.
+const LONGEST_SEPARATOR_CHARS: usize = 32;
+
+/// How records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Decided by each record's headers: a CloudEvent if they say so, JSON otherwise.
+    #[default]
+    Auto,
+    /// JSON objects; headers are not looked at.
+    Json,
+    /// CloudEvents 1.0, binary or structured; anything else is refused.
+    CloudEvents,
+}
+
+/// Which id names the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdFrom {
+    /// The record's key; an id in the body has to be equal to it.
+    #[default]
+    Key,
+    /// The body's id, whatever the key is; the key where the body has none.
+    Body,
+}
+
+/// Where the fields of a document stand in a JSON object: JSON pointers (RFC 6901); empty for a field
+/// that the records do not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FieldPointers {
+    /// Identity: text or a whole number.
+    pub id: String,
+    /// Headline: text.
+    pub title: String,
+    /// Body: text.
+    pub text: String,
+    /// Time of publication.
+    pub published_at: String,
+    /// Who published it: text.
+    pub source: String,
+    /// Language tag: text.
+    pub language: String,
+    /// An object whose entries are kept as attributes.
+    pub attributes: String,
+}
+
+impl Default for FieldPointers {
+    fn default() -> Self {
+        let pointer = |name: &str| format!("/{name}");
+        Self {
+            id: pointer("id"),
+            title: pointer("title"),
+            text: pointer("text"),
+            published_at: pointer("published_at"),
+            source: pointer("source"),
+            language: pointer("language"),
+            attributes: pointer("attributes"),
+        }
+    }
+}
+
+/// How records become documents, and documents the text for the model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecodeSettings {
+    /// How records are written.
+    pub format: Format,
+    /// Which id names the document.
+    pub id_from: IdFrom,
+    /// Largest value in bytes.
+    pub max_value_bytes: usize,
+    /// Deepest nesting of arrays and objects.
+    pub max_depth: usize,
+    /// Whether fields that are not mapped are kept as attributes.
+    pub keep_unmapped: bool,
+    /// Zone of times that name none: an IANA name or an offset such as `+08:00`.
+    pub time_zone: String,
+    /// Which parts of a document the model reads.
+    pub text: TextRule,
+    /// What stands between title and body.
+    pub text_separator: String,
+    /// Characters given to the tokeniser at most.
+    pub max_text_chars: usize,
+    /// Where the fields stand.
+    pub fields: FieldPointers,
+}
+
+impl Default for DecodeSettings {
+    fn default() -> Self {
+        Self {
+            format: Format::default(),
+            id_from: IdFrom::default(),
+            max_value_bytes: 4 << 20,
+            max_depth: 32,
+            keep_unmapped: true,
+            time_zone: "UTC".to_owned(),
+            text: TextRule::default(),
+            text_separator: "。".to_owned(),
+            max_text_chars: 4096,
+            fields: FieldPointers::default(),
+        }
+    }
+}
+
+impl DecodeSettings {
+    /// Notes every value that is not allowed; keys are relative to the section.
+    pub fn validate(&self, violations: &mut Vec<Violation>) {
+        check_range(
+            violations,
+            "max_value_bytes",
+            self.max_value_bytes,
+            1 << 10,
+            64 << 20,
+        );
+        check_range(
+            violations,
+            "max_depth",
+            self.max_depth,
+            1,
+            HIGHEST_MAX_DEPTH,
+        );
+        check_range(
+            violations,
+            "max_text_chars",
+            self.max_text_chars,
+            16,
+            1_000_000,
+        );
+        if self.text_separator.chars().count() > LONGEST_SEPARATOR_CHARS {
+            violations.push(Violation::new(
+                "text_separator",
+                &self.text_separator,
+                format!("a text of at most {LONGEST_SEPARATOR_CHARS} characters"),
+            ));
+        }
+        if time::zone(&self.time_zone).is_none() {
+            violations.push(Violation::new(
+                "time_zone",
+                &self.time_zone,
+                "\"UTC\", an IANA name such as \"Asia/Shanghai\" (needs the system's time zone data), or an offset such as \"+08:00\"",
+            ));
+        }
+        if let Err(found) = Mapping::new(&self.fields, self.keep_unmapped) {
+            violations.extend(found);
+        }
+        if self.fields.title.is_empty() && self.fields.text.is_empty() {
+            violations.push(Violation::new(
+                "fields",
+                "without title and text",
+                "a pointer for the title, the text or both",
+            ));
+        }
+    }
+
+    /// How the text for the model is composed.
+    pub fn text_settings(&self) -> TextSettings {
+        TextSettings {
+            rule: self.text,
+            separator: self.text_separator.clone(),
+            max_chars: self.max_text_chars,
+        }
+    }
+}
+
+/// Settings that no decoder can be built from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{}",
+    .0.iter()
+        .map(|v| format!("`decode.{}` is {:?}; allowed is {}", v.key, v.value, v.allowed))
+        .collect::<Vec<_>>()
+        .join("\n")
+)]
+pub struct InvalidDecodeSettings(pub Vec<Violation>);

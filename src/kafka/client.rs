@@ -1,0 +1,130 @@
+//! What every Kafka client of the worker shares: its log lines, its last fault, and what an error
+//! means for whoever waits.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::source::SourceError;
+
+/// The last fault that a client spoke of, for messages that say why nothing answers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Faults(Arc<Mutex<Option<Fault>>>);
+
+/// A fault in the client's own words.
+#[derive(Debug, Clone)]
+pub(super) struct Fault {
+    pub(super) code: Option<RDKafkaErrorCode>,
+    pub(super) reason: String,
+}
+
+impl Faults {
+    fn note(&self, fault: Fault) {
+        let mut last = self.0.lock();
+        // "all brokers down" says less than the fault that led to it.
+        let says_less = fault.code == Some(RDKafkaErrorCode::AllBrokersDown);
+        if !says_less || last.is_none() {
+            *last = Some(fault);
+        }
+    }
+
+    pub(super) fn last(&self) -> Option<Fault> {
+        self.0.lock().clone()
+    }
+
+    /// The last fault as the end of a sentence.
+    pub(super) fn describe(&self) -> String {
+        self.last()
+            .map_or_else(|| "no broker answered".to_owned(), |fault| fault.reason)
+    }
+}
+
+/// The context of clients that need nothing but their log and their faults kept.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reporting {
+    pub(super) faults: Faults,
+}
+
+impl ClientContext for Reporting {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        report(&self.faults, &error, reason);
+    }
+}
+
+/// Hands a line of the client's log on. What the client calls an error it tries again, so it is a
+/// warning here; what ends the worker is said where that is decided.
+pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => {
+            tracing::warn!(target: "librdkafka", facility, message, "kafka client");
+        }
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            tracing::debug!(target: "librdkafka", facility, message, "kafka client");
+        }
+        RDKafkaLogLevel::Debug => {
+            tracing::trace!(target: "librdkafka", facility, message, "kafka client");
+        }
+    }
+}
+
+/// Keeps a fault that the client reports.
+pub(super) fn report(faults: &Faults, error: &KafkaError, reason: &str) {
+    tracing::debug!(target: "librdkafka", %error, reason, "kafka client reports a fault");
+    faults.note(Fault {
+        code: error.rdkafka_error_code(),
+        reason: reason.to_owned(),
+    });
+}
+
+/// Whether trying again cannot help: a matter of rights, credentials or settings.
+pub(super) fn is_permanent(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::Fatal
+            | Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::InvalidTopic
+            | Code::InvalidGroupId
+            | Code::InvalidSessionTimeout
+            | Code::InconsistentGroupProtocol
+            | Code::FencedInstanceId
+            | Code::UnsupportedVersion
+            | Code::UnsupportedForMessageFormat
+            | Code::SSL
+            | Code::InvalidArgument
+    )
+}
+
+/// An error of the client as whoever waits must take it. `doing` begins the sentence.
+pub(super) fn source_error(doing: &str, error: &KafkaError) -> SourceError {
+    let text = format!("{doing}: {error}");
+    match error.rdkafka_error_code() {
+        Some(code) if is_permanent(code) => SourceError::Fatal(text),
+        Some(_) => SourceError::Transient(text),
+        None => match error {
+            KafkaError::Canceled | KafkaError::NoMessageReceived => SourceError::Transient(text),
+            KafkaError::ClientConfig(_, description, key, _) => {
+                // The value is left out: it may be a secret.
+                SourceError::Fatal(format!("{doing}: kafka property {key}: {description}"))
+            }
+            _ => SourceError::Fatal(text),
+        },
+    }
+}

@@ -1,0 +1,168 @@
+//! The commit thread: every commit is made here, one after the other and waiting for the broker,
+//! so that none overtakes another and each failure is known. (The client reports nothing of a
+//! commit that nobody waits for: rdkafka listens to events, librdkafka calls a callback only.)
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{CommitMode as ClientCommit, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::Offset;
+
+use super::client;
+use super::rebalance::{GroupConsumer, Phase, Shared};
+use crate::source::{CommitOffset, SourceError};
+
+/// Longest wait for a commit that somebody waits for; the client itself gives up later.
+pub(super) const COMMIT_WITHIN: Duration = Duration::from_secs(10);
+/// Requests that may wait; there is one pipeline and one poll thread to make them.
+const REQUESTS: usize = 8;
+
+/// A commit that somebody waits for.
+pub(super) struct Request {
+    offsets: Vec<CommitOffset>,
+    /// Whether partitions whose revocation has begun are included.
+    with_leaving: bool,
+    reply: Sender<Result<(), SourceError>>,
+}
+
+/// Hands commits to the thread.
+#[derive(Debug, Clone)]
+pub(super) struct Committer {
+    requests: Sender<Request>,
+    wake: Sender<()>,
+}
+
+/// The thread's ends of the channels.
+pub(super) struct Work {
+    requests: Receiver<Request>,
+    wake: Receiver<()>,
+}
+
+/// A committer and the work that its thread is to do.
+pub(super) fn channel() -> (Committer, Work) {
+    let (requests, waiting) = bounded(REQUESTS);
+    let (wake, woken) = bounded(1);
+    let work = Work {
+        requests: waiting,
+        wake: woken,
+    };
+    (Committer { requests, wake }, work)
+}
+
+impl Committer {
+    /// Commits `offsets` as far as they are still held, and waits for the broker.
+    pub(super) fn commit(
+        &self,
+        offsets: Vec<CommitOffset>,
+        with_leaving: bool,
+    ) -> Result<(), SourceError> {
+        let (reply, answer) = bounded(1);
+        let request = Request {
+            offsets,
+            with_leaving,
+            reply,
+        };
+        let late = || SourceError::Transient("offsets were not committed in time".to_owned());
+        self.requests
+            .send_timeout(request, COMMIT_WITHIN)
+            .map_err(|_| late())?;
+        answer.recv_timeout(COMMIT_WITHIN).map_err(|_| late())?
+    }
+
+    /// Lets the thread look at what waits to be committed in the background.
+    pub(super) fn wake(&self) {
+        match self.wake.try_send(()) {
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+}
+
+/// Starts the thread. It ends when `shared` is closing.
+pub(super) fn spawn(
+    work: Work,
+    consumer: Arc<GroupConsumer>,
+    shared: Arc<Shared>,
+    interval: Duration,
+) -> std::io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new()
+        .name("kafka-commit".to_owned())
+        .spawn(move || {
+            while shared.phase() != Phase::Closing {
+                work.step(&consumer, &shared, interval);
+            }
+        })
+}
+
+impl Work {
+    /// Waits for something to do, at most until failed commits are to be tried again.
+    fn step(&self, consumer: &GroupConsumer, shared: &Shared, interval: Duration) {
+        crossbeam_channel::select! {
+            recv(self.requests) -> request => match request {
+                Ok(request) => request.serve(consumer, shared),
+                Err(_) => thread::sleep(interval),
+            },
+            recv(self.wake) -> _ => commit_pending(consumer, shared),
+            default(interval) => commit_pending(consumer, shared),
+        }
+    }
+}
+
+impl Request {
+    fn serve(self, consumer: &GroupConsumer, shared: &Shared) {
+        let held = {
+            let desk = shared.desk.lock();
+            desk.still_held(&self.offsets, self.with_leaving)
+        };
+        let outcome = commit(consumer, &held).map_err(|error| {
+            shared.counters.commit_failures.add(held.len() as u64);
+            client::source_error("offsets were not committed", &error)
+        });
+        if outcome.is_ok() {
+            shared.counters.commits.add(held.len() as u64);
+            shared.desk.lock().commit_succeeded(&held);
+        }
+        // Whoever asked may have given up.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+/// Commits what waits; what the broker does not take waits for the next turn.
+fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
+    let pending = {
+        let mut desk = shared.desk.lock();
+        let pending = desk.take_pending_commits();
+        desk.still_held(&pending, false)
+    };
+    let Err(error) = commit(consumer, &pending) else {
+        shared.counters.commits.add(pending.len() as u64);
+        return;
+    };
+    shared.counters.commit_failures.add(pending.len() as u64);
+    tracing::warn!(%error, partitions = pending.len(), "offsets were not committed; trying again");
+    shared.desk.lock().add_pending_commits(&pending);
+    if error.rdkafka_error_code().is_some_and(client::is_permanent) {
+        let error = client::source_error("offsets cannot be committed", &error);
+        consumer.context().fail(error);
+    }
+}
+
+/// Commits offsets and waits for the broker; nothing to commit is no error.
+fn commit(consumer: &GroupConsumer, offsets: &[CommitOffset]) -> KafkaResult<()> {
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for offset in offsets {
+        let at = Offset::Offset(offset.next_offset);
+        let CommitOffset { partition, .. } = offset;
+        list.add_partition_offset(&partition.topic, partition.partition, at)?;
+    }
+    match consumer.commit(&list, ClientCommit::Sync) {
+        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
+        answer => answer,
+    }
+}

@@ -1,0 +1,85 @@
+//! Cheap counters of the source; who publishes them is not its business.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rdkafka::statistics::Statistics;
+
+use crate::document::TopicPartition;
+
+/// A counter that only grows.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    pub(super) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) records: Count,
+    pub(super) bytes: Count,
+    pub(super) dropped: Count,
+    pub(super) pauses: Count,
+    pub(super) rebalances: Count,
+    pub(super) commits: Count,
+    pub(super) commit_failures: Count,
+    lag: Mutex<Vec<(TopicPartition, i64)>>,
+}
+
+/// What the source has counted since it started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceCounters {
+    /// Records delivered.
+    pub records: u64,
+    /// Bytes of keys, values and headers delivered.
+    pub bytes: u64,
+    /// Records fetched but dropped, since their partition was leaving or the source had stopped.
+    pub dropped: u64,
+    /// Times that fetching was paused because the pipeline was behind.
+    pub pauses: u64,
+    /// Assignments and revocations.
+    pub rebalances: u64,
+    /// Partition offsets committed in the background.
+    pub commits: u64,
+    /// Partition offsets that the broker did not take.
+    pub commit_failures: u64,
+    /// Records that the topic holds beyond the last one fetched, by partition; as old as the
+    /// client's last statistics (five seconds unless configured).
+    pub lag: Vec<(TopicPartition, i64)>,
+}
+
+impl Counters {
+    pub(super) fn note_lag(&self, statistics: &Statistics) {
+        let mut lag = Vec::new();
+        for topic in statistics.topics.values() {
+            for (number, partition) in &topic.partitions {
+                // librdkafka's own partition -1 holds what has none yet.
+                if *number >= 0 && partition.consumer_lag >= 0 {
+                    let name = TopicPartition::new(topic.topic.as_str(), *number);
+                    lag.push((name, partition.consumer_lag));
+                }
+            }
+        }
+        *self.lag.lock() = lag;
+    }
+
+    pub(super) fn snapshot(&self) -> SourceCounters {
+        SourceCounters {
+            records: self.records.get(),
+            bytes: self.bytes.get(),
+            dropped: self.dropped.get(),
+            pauses: self.pauses.get(),
+            rebalances: self.rebalances.get(),
+            commits: self.commits.get(),
+            commit_failures: self.commit_failures.get(),
+            lag: self.lag.lock().clone(),
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! The broker of the demo and of tests: librdkafka's mock cluster on loopback, in this process,
+//! gone when dropped. Beside it a producer that fills topics fast.
+//!
+//! The mock trims a partition's log at 5 MB or 100,000 batches without a word: spread what is
+//! preloaded over partitions.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{Header as ClientHeader, OwnedHeaders};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DefaultProducerContext, DeliveryResult, Producer, ProducerContext,
+};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use super::client::{self, Faults};
+use crate::source::Header;
+
+/// Longest wait for the cluster to start.
+const START_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for the records of one call to be acknowledged.
+const DELIVER_WITHIN: Duration = Duration::from_secs(60);
+/// Wait for room in the producer's own queue.
+const QUEUE_WAIT: Duration = Duration::from_millis(10);
+
+/// Why the embedded broker or its producer failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedError {
+    /// The cluster could not be started, or refused what it was asked for.
+    #[error("the embedded broker failed: {0}")]
+    Broker(String),
+    /// Records were not acknowledged.
+    #[error("{failed} of {sent} records were not delivered: {reason}")]
+    Undelivered {
+        /// Records handed over.
+        sent: usize,
+        /// Records that were refused or got no answer in time.
+        failed: usize,
+        /// The last reason given.
+        reason: String,
+    },
+}
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+type Job = Box<dyn FnOnce(&Cluster) + Send>;
+
+/// A Kafka cluster in this process. The cluster lives on a thread of its own, since librdkafka's
+/// handle must not leave the thread that made it.
+pub struct EmbeddedBroker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
+    bootstrap_servers: String,
+}
+
+impl EmbeddedBroker {
+    /// Starts `brokers` brokers on free ports of the loopback interface.
+    ///
+    /// # Errors
+    /// When the cluster cannot be made.
+    pub fn start(brokers: i32) -> Result<Self, EmbeddedError> {
+        let (jobs, work): (Sender<Job>, Receiver<Job>) = bounded(1);
+        let (ready, started) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("embedded-kafka".to_owned())
+            .spawn(move || match Cluster::new(brokers) {
+                Ok(cluster) => {
+                    let _ = ready.send(Ok(cluster.bootstrap_servers()));
+                    for job in work {
+                        job(&cluster);
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error.to_string()));
+                }
+            })
+            .map_err(|error| EmbeddedError::Broker(error.to_string()))?;
+        let bootstrap_servers = started
+            .recv_timeout(START_WITHIN)
+            .map_err(|error| EmbeddedError::Broker(error.to_string()))?
+            .map_err(EmbeddedError::Broker)?;
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            bootstrap_servers,
+        })
+    }
+
+    /// Where the brokers listen, as `kafka.brokers` wants it.
+    pub fn bootstrap_servers(&self) -> &str {
+        &self.bootstrap_servers
+    }
+
+    /// Makes a topic with `partitions` partitions on every broker there is (at most three).
+    ///
+    /// # Errors
+    /// When the topic exists already.
+    pub fn create_topic(&self, topic: &str, partitions: i32) -> Result<(), EmbeddedError> {
+        let topic = topic.to_owned();
+        self.ask(move |cluster| cluster.create_topic(&topic, partitions, 1))
+    }
+
+    /// Cuts every connection of one broker (-1: all) and takes no new ones.
+    ///
+    /// # Errors
+    /// When there is no such broker.
+    pub fn broker_down(&self, broker: i32) -> Result<(), EmbeddedError> {
+        self.ask(move |cluster| cluster.broker_down(broker))
+    }
+
+    /// Lets one broker (-1: all) take connections again.
+    ///
+    /// # Errors
+    /// When there is no such broker.
+    pub fn broker_up(&self, broker: i32) -> Result<(), EmbeddedError> {
+        self.ask(move |cluster| cluster.broker_up(broker))
+    }
+
+    /// Delays every answer of all brokers.
+    ///
+    /// # Errors
+    /// When the cluster refuses.
+    pub fn delay_answers(&self, by: Duration) -> Result<(), EmbeddedError> {
+        self.ask(move |cluster| cluster.broker_round_trip_time(-1, by))
+    }
+
+    /// Makes the next `times` requests of a kind fail.
+    ///
+    /// # Errors
+    /// When the cluster is gone.
+    pub fn fail_requests(
+        &self,
+        request: FailingRequest,
+        error: InjectedError,
+        times: usize,
+    ) -> Result<(), EmbeddedError> {
+        let errors = vec![error.code(); times];
+        self.ask(move |cluster| {
+            cluster.request_errors(request.key(), &errors);
+            Ok(())
+        })
+    }
+
+    /// Moves a partition to another broker (numbered from 1).
+    ///
+    /// # Errors
+    /// When there is no such partition or broker.
+    pub fn move_leader(
+        &self,
+        topic: &str,
+        partition: i32,
+        broker: i32,
+    ) -> Result<(), EmbeddedError> {
+        let topic = topic.to_owned();
+        self.ask(move |cluster| cluster.partition_leader(&topic, partition, Some(broker)))
+    }
+
+    fn ask(
+        &self,
+        job: impl FnOnce(&Cluster) -> KafkaResult<()> + Send + 'static,
+    ) -> Result<(), EmbeddedError> {
+        let gone = || EmbeddedError::Broker("its thread has ended".to_owned());
+        let (reply, answer) = bounded(1);
+        let job: Job = Box::new(move |cluster| {
+            let _ = reply.send(job(cluster));
+        });
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        jobs.send(job).map_err(|_| gone())?;
+        let outcome = answer.recv().map_err(|_| gone())?;
+        outcome.map_err(|error| EmbeddedError::Broker(error.to_string()))
+    }
+}
+
+impl Drop for EmbeddedBroker {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Requests that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailingRequest {
+    /// Producing records.
+    Produce,
+    /// Fetching records.
+    Fetch,
+    /// Committing offsets.
+    OffsetCommit,
+    /// Reading committed offsets.
+    OffsetFetch,
+    /// Telling the group that a member lives.
+    Heartbeat,
+}
+
+impl FailingRequest {
+    fn key(self) -> RDKafkaApiKey {
+        match self {
+            Self::Produce => RDKafkaApiKey::Produce,
+            Self::Fetch => RDKafkaApiKey::Fetch,
+            Self::OffsetCommit => RDKafkaApiKey::OffsetCommit,
+            Self::OffsetFetch => RDKafkaApiKey::OffsetFetch,
+            Self::Heartbeat => RDKafkaApiKey::Heartbeat,
+        }
+    }
+}
+
+/// How a request is made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InjectedError {
+    /// The connection breaks.
+    Disconnect,
+    /// The broker leads the partition no more.
+    NotLeader,
+    /// The coordinator is elsewhere.
+    NotCoordinator,
+    /// The record is larger than the broker takes.
+    TooLarge,
+    /// The user may not.
+    NotAuthorized,
+    /// An error that says nothing; the client does not try again by itself.
+    Unknown,
+}
+
+impl InjectedError {
+    fn code(self) -> RDKafkaRespErr {
+        use RDKafkaRespErr as Code;
+        match self {
+            Self::Disconnect => Code::RD_KAFKA_RESP_ERR__TRANSPORT,
+            Self::NotLeader => Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+            Self::NotCoordinator => Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+            Self::TooLarge => Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+            Self::Unknown => Code::RD_KAFKA_RESP_ERR_UNKNOWN,
+            Self::NotAuthorized => Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+        }
+    }
+}
+
+/// A record to produce.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SampleRecord {
+    /// Partition; the key decides where absent.
+    pub partition: Option<i32>,
+    /// Key; absent is null.
+    pub key: Option<Vec<u8>>,
+    /// Value; absent is a tombstone.
+    pub value: Option<Vec<u8>>,
+    /// Headers in their order.
+    pub headers: Vec<Header>,
+    /// Milliseconds since the epoch; now where absent.
+    pub timestamp_ms: Option<i64>,
+}
+
+impl SampleRecord {
+    /// A record of a key and a value.
+    pub fn new(key: &str, value: impl Into<Vec<u8>>) -> Self {
+        Self {
+            key: Some(key.as_bytes().to_vec()),
+            value: Some(value.into()),
+            ..Self::default()
+        }
+    }
+
+    /// The deletion of a key.
+    pub fn tombstone(key: &str) -> Self {
+        Self {
+            key: Some(key.as_bytes().to_vec()),
+            ..Self::default()
+        }
+    }
+
+    /// The same record for one partition.
+    #[must_use]
+    pub fn to_partition(mut self, partition: i32) -> Self {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// The same record with a timestamp.
+    #[must_use]
+    pub fn at(mut self, timestamp_ms: i64) -> Self {
+        self.timestamp_ms = Some(timestamp_ms);
+        self
+    }
+}
+
+/// Counts what was delivered; the numbers travel as the context of each call.
+#[derive(Debug, Default)]
+struct Receipts {
+    faults: Faults,
+    failed: parking_lot::Mutex<(usize, String)>,
+}
+
+impl rdkafka::ClientContext for Receipts {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        client::report(&self.faults, &error, reason);
+    }
+}
+
+impl ProducerContext for Receipts {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let mut failed = self.failed.lock();
+            failed.0 += 1;
+            failed.1 = error.to_string();
+        }
+    }
+}
+
+/// A producer for samples, tests and benches: many records at once, and back only when each is
+/// acknowledged.
+pub struct SampleProducer {
+    producer: BaseProducer<Receipts>,
+}
+
+impl SampleProducer {
+    /// A producer for the brokers at `bootstrap_servers`.
+    ///
+    /// # Errors
+    /// When the client cannot be made.
+    pub fn new(bootstrap_servers: &str) -> Result<Self, EmbeddedError> {
+        Self::with_properties(bootstrap_servers, &[])
+    }
+
+    /// A producer with further librdkafka properties.
+    ///
+    /// # Errors
+    /// When a property is refused.
+    pub fn with_properties(
+        bootstrap_servers: &str,
+        properties: &[(&str, &str)],
+    ) -> Result<Self, EmbeddedError> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", bootstrap_servers)
+            .set("acks", "all")
+            .set("linger.ms", "5")
+            // The key decides the partition as it does for Java's clients.
+            .set("partitioner", "murmur2_random")
+            .set("enable.metrics.push", "false");
+        for (name, value) in properties {
+            config.set(*name, *value);
+        }
+        let producer = config
+            .create_with_context(Receipts::default())
+            .map_err(|error| EmbeddedError::Broker(error.to_string()))?;
+        Ok(Self { producer })
+    }
+
+    /// Produces records in their order and waits until each is acknowledged.
+    ///
+    /// # Errors
+    /// When one was refused or got no answer within a minute.
+    pub fn produce(&self, topic: &str, records: &[SampleRecord]) -> Result<(), EmbeddedError> {
+        *self.producer.context().failed.lock() = (0, String::new());
+        let deadline = Instant::now() + DELIVER_WITHIN;
+        for record in records {
+            self.enqueue(topic, record, deadline)
+                .map_err(|error| self.undelivered(records.len(), &error))?;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.producer
+            .flush(left)
+            .map_err(|error| self.undelivered(records.len(), &error))?;
+        let (failed, reason) = self.producer.context().failed.lock().clone();
+        if failed > 0 {
+            return Err(EmbeddedError::Undelivered {
+                sent: records.len(),
+                failed,
+                reason,
+            });
+        }
+        Ok(())
+    }
+
+    fn enqueue(&self, topic: &str, record: &SampleRecord, deadline: Instant) -> KafkaResult<()> {
+        let mut next = BaseRecord::<[u8], [u8]>::to(topic);
+        next.partition = record.partition;
+        next.key = record.key.as_deref();
+        next.payload = record.value.as_deref();
+        next.timestamp = record.timestamp_ms;
+        next.headers = client_headers(&record.headers);
+        loop {
+            match self.producer.send(next) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                    if Instant::now() < deadline =>
+                {
+                    next = back;
+                    self.producer.poll(QUEUE_WAIT);
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    fn undelivered(&self, sent: usize, error: &KafkaError) -> EmbeddedError {
+        let pending = usize::try_from(self.producer.in_flight_count()).unwrap_or(sent);
+        EmbeddedError::Undelivered {
+            sent,
+            failed: pending.max(1),
+            reason: format!("{error}: {}", self.producer.context().faults.describe()),
+        }
+    }
+}
+
+/// Headers in the client's form; none where there are none.
+pub(super) fn client_headers(headers: &[Header]) -> Option<OwnedHeaders> {
+    if headers.is_empty() {
+        return None;
+    }
+    let empty = OwnedHeaders::new_with_capacity(headers.len());
+    Some(headers.iter().fold(empty, |list, header| {
+        list.insert(ClientHeader {
+            key: &header.name,
+            value: header.value.as_deref(),
+        })
+    }))
+}

@@ -1,0 +1,102 @@
+//! Questions to a broker outside of a run: is it there, does the topic exist, how far is the group?
+
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::Offset;
+
+use super::client::{self, Reporting};
+use super::settings::KafkaSettings;
+use crate::document::TopicPartition;
+use crate::source::SourceError;
+
+/// How far a group is in one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupPosition {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The offset that the group committed; `None` where it never did.
+    pub committed: Option<i64>,
+}
+
+/// Asks about the configured topics without joining the group.
+struct Inspector {
+    consumer: BaseConsumer<Reporting>,
+    reporting: Reporting,
+    within: Duration,
+}
+
+impl Inspector {
+    fn new(settings: &KafkaSettings) -> Result<Self, SourceError> {
+        let reporting = Reporting::default();
+        let consumer = settings
+            .consumer_config()?
+            .create_with_context(reporting.clone())
+            .map_err(|error| client::source_error("the kafka client cannot be set up", &error))?;
+        Ok(Self {
+            consumer,
+            reporting,
+            within: settings.connect_timeout(),
+        })
+    }
+
+    /// Partitions of a topic; empty where the broker does not know it.
+    fn partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(topic), self.within)
+            .map_err(|_| SourceError::Fatal(self.reporting.faults.describe()))?;
+        let known = metadata.topics().iter().find(|known| known.name() == topic);
+        Ok(known
+            .filter(|known| known.error().is_none())
+            .map(|known| known.partitions().iter().map(|partition| partition.id()).collect())
+            .unwrap_or_default())
+    }
+}
+
+/// Says which of the configured topics exist, for `doctor`.
+///
+/// # Errors
+/// When no broker answers within `kafka.connect_timeout_ms`.
+pub fn describe_broker(settings: &KafkaSettings) -> Result<String, SourceError> {
+    let inspector = Inspector::new(settings)?;
+    let mut findings = Vec::new();
+    let topics = settings.topics();
+    for topic in topics.iter().copied().chain([settings.dead_letter_topic.as_str()]) {
+        match inspector.partitions(topic)?.len() {
+            0 => findings.push(format!("{topic} does not exist yet")),
+            count => findings.push(format!("{topic} has {count} partitions")),
+        }
+    }
+    Ok(format!("{} answers; {}", settings.brokers, findings.join(", ")))
+}
+
+/// How far the configured group is in the configured topics.
+///
+/// # Errors
+/// When no broker answers within `kafka.connect_timeout_ms`.
+pub fn group_positions(settings: &KafkaSettings) -> Result<Vec<GroupPosition>, SourceError> {
+    let inspector = Inspector::new(settings)?;
+    let mut wanted = TopicPartitionList::new();
+    for topic in settings.topics() {
+        for partition in inspector.partitions(topic)? {
+            wanted.add_partition(topic, partition);
+        }
+    }
+    let committed = inspector
+        .consumer
+        .committed_offsets(wanted, inspector.within)
+        .map_err(|error| client::source_error("the committed offsets cannot be read", &error))?;
+    Ok(committed
+        .elements()
+        .iter()
+        .map(|element| GroupPosition {
+            partition: TopicPartition::new(element.topic(), element.partition()),
+            committed: match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            },
+        })
+        .collect())
+}

@@ -1,0 +1,337 @@
+//! The poll thread: it alone polls the client, so membership never waits for the pipeline. Records
+//! become bounded chunks; a full channel pauses the partitions and polling goes on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, TrySendError};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::Offset;
+
+use super::client;
+use super::rebalance::{GroupConsumer, Phase, Shared};
+use super::start::{self, Start};
+use crate::document::{RecordPosition, TopicPartition};
+use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
+
+/// Chunks that may wait in the channel; the queue's bounds are divided among them.
+pub(super) const QUEUE_CHUNKS: usize = 8;
+/// Places in the channel that records never take, for assignments, revocations and the end.
+pub(super) const CONTROL_PLACES: usize = 64;
+/// Longest wait for a record; a stop or a close is seen this late.
+const POLL_WAIT: Duration = Duration::from_millis(50);
+/// How long a full chunk waits for room before fetching is paused: a pause throws away what the
+/// client has fetched ahead, a short wait does not.
+const PAUSE_AFTER: Duration = Duration::from_millis(100);
+const ROOM_CHECK: Duration = Duration::from_millis(2);
+/// How often the same trouble is spoken of.
+const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
+/// How long leaving the group may take before the thread is left behind.
+pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(8);
+
+pub(super) struct PollThread {
+    pub(super) consumer: Arc<GroupConsumer>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) events: Sender<SourceEvent>,
+    /// Since when the chunk has been full without room for it.
+    full_since: Option<Instant>,
+    last_said: Vec<(RDKafkaErrorCode, Instant)>,
+    quiet: bool,
+    said_ended: bool,
+}
+
+impl PollThread {
+    pub(super) fn new(
+        consumer: Arc<GroupConsumer>,
+        shared: Arc<Shared>,
+        events: Sender<SourceEvent>,
+    ) -> Self {
+        Self {
+            consumer,
+            shared,
+            events,
+            full_since: None,
+            last_said: Vec::new(),
+            quiet: false,
+            said_ended: false,
+        }
+    }
+
+    /// Polls until the source is closed, then leaves the group.
+    pub(super) fn run(mut self) {
+        while self.shared.phase() != Phase::Closing {
+            if !self.shared.delivers() {
+                self.fall_quiet();
+            }
+            if self.waits_for_room() {
+                continue;
+            }
+            let wait = if self.quiet || self.shared.desk.lock().chunk_is_empty() {
+                POLL_WAIT
+            } else if self.has_room() {
+                Duration::ZERO
+            } else {
+                ROOM_CHECK
+            };
+            let consumer = Arc::clone(&self.consumer);
+            let idle = match consumer.poll(wait) {
+                Some(Ok(message)) => {
+                    self.take(&message);
+                    false
+                }
+                Some(Err(error)) => {
+                    self.on_error(&error);
+                    true
+                }
+                None => true,
+            };
+            self.pass_on(idle);
+            self.look_for_the_end();
+        }
+        self.leave();
+    }
+
+    /// Stops fetching for good while staying a member.
+    fn fall_quiet(&mut self) {
+        if self.quiet {
+            return;
+        }
+        self.quiet = true;
+        self.full_since = None;
+        let dropped = {
+            let mut desk = self.shared.desk.lock();
+            desk.paused = true;
+            desk.take_chunk().len()
+        };
+        self.shared.counters.dropped.add(dropped as u64);
+        self.pause_all();
+    }
+
+    /// With a full chunk and no room: waits a little, then pauses, so that polling can go on.
+    fn waits_for_room(&mut self) -> bool {
+        if self.quiet || self.has_room() || !self.shared.desk.lock().chunk_is_full() {
+            self.full_since = None;
+            return false;
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PAUSE_AFTER {
+            thread::sleep(ROOM_CHECK);
+            return true;
+        }
+        let already = std::mem::replace(&mut self.shared.desk.lock().paused, true);
+        if !already {
+            self.shared.counters.pauses.add(1);
+            tracing::debug!("the pipeline is behind; fetching is paused");
+            self.pause_all();
+        }
+        false
+    }
+
+    /// Only this thread sends records, so room that is seen stays.
+    fn has_room(&self) -> bool {
+        self.events.len() < QUEUE_CHUNKS
+    }
+
+    fn pause_all(&self) {
+        let partitions = self.shared.desk.lock().partitions();
+        if let Err(error) = self.consumer.pause(&start::list(&partitions)) {
+            tracing::warn!(%error, "partitions could not be paused");
+        }
+    }
+
+    fn resume_all(&mut self) {
+        let partitions: Vec<TopicPartition> = {
+            let mut desk = self.shared.desk.lock();
+            desk.paused = false;
+            let reading = desk.all().filter(|held| !held.ended);
+            reading.map(|held| held.partition.clone()).collect()
+        };
+        tracing::debug!("the pipeline has caught up; fetching goes on");
+        if let Err(error) = self.consumer.resume(&start::list(&partitions)) {
+            tracing::warn!(%error, "partitions could not be resumed");
+        }
+    }
+
+    /// Puts a record into the chunk, if it is still ours.
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let offset = message.offset();
+        let mut desk = self.shared.desk.lock();
+        let held = desk.get_mut(message.topic(), message.partition());
+        let Some(held) = held.filter(|held| !held.leaving && !held.ended && !self.quiet) else {
+            self.shared.counters.dropped.add(1);
+            return;
+        };
+        if held.end.is_some_and(|end| offset >= end) {
+            return;
+        }
+        held.next = Some(offset + 1);
+        let record = SourceRecord {
+            position: RecordPosition {
+                partition: held.partition.clone(),
+                offset,
+            },
+            generation: held.generation,
+            timestamp_ms: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers_of(message),
+        };
+        self.shared.counters.records.add(1);
+        self.shared.counters.bytes.add(record.size_bytes() as u64);
+        desk.push(record);
+    }
+
+    /// Sends the chunk where it is full or nothing more is at hand, and there is room.
+    fn pass_on(&mut self, idle: bool) {
+        if self.quiet || !self.has_room() {
+            return;
+        }
+        let chunk = {
+            let mut desk = self.shared.desk.lock();
+            if desk.chunk_is_empty() || !(idle || desk.chunk_is_full()) {
+                Vec::new()
+            } else {
+                desk.take_chunk()
+            }
+        };
+        if !chunk.is_empty() {
+            match self.events.try_send(SourceEvent::Records(chunk)) {
+                Ok(()) => {}
+                // Cannot be full: only this thread sends. Whoever read is gone otherwise.
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                    self.shared.advance(Phase::Stopped);
+                }
+            }
+        }
+        let paused = self.shared.desk.lock().paused;
+        if paused && self.events.len() <= QUEUE_CHUNKS / 2 {
+            self.resume_all();
+        }
+    }
+
+    fn on_error(&mut self, error: &KafkaError) {
+        let Some(code) = error.rdkafka_error_code() else {
+            tracing::debug!(%error, "kafka client");
+            return;
+        };
+        match code {
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset => {
+                self.recover_offsets()
+            }
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
+                if self.says(code) {
+                    let reason = self.shared.faults.describe();
+                    tracing::warn!(reason, "a topic does not exist yet; waiting for it");
+                }
+            }
+            RDKafkaErrorCode::PollExceeded => {
+                tracing::warn!("polling stood still beyond kafka.max_poll_interval_ms");
+            }
+            _ if client::is_permanent(code)
+                || matches!(error, KafkaError::MessageConsumptionFatal(_)) =>
+            {
+                let reason = self.shared.faults.describe();
+                let text = format!("kafka does not let the worker consume: {error}: {reason}");
+                self.consumer.context().fail(SourceError::Fatal(text));
+            }
+            _ => {
+                if self.says(code) {
+                    let reason = self.shared.faults.describe();
+                    tracing::warn!(%error, reason, "kafka is in trouble; trying again");
+                }
+            }
+        }
+    }
+
+    /// Whether trouble of this kind is to be spoken of again.
+    fn says(&mut self, code: RDKafkaErrorCode) -> bool {
+        let recent = |(_, at): &&(RDKafkaErrorCode, Instant)| at.elapsed() < REPEAT_LOG_AFTER;
+        if self
+            .last_said
+            .iter()
+            .filter(recent)
+            .any(|(said, _)| *said == code)
+        {
+            return false;
+        }
+        self.last_said.retain(|(said, _)| *said != code);
+        self.last_said.push((code, Instant::now()));
+        true
+    }
+
+    /// The client found an offset that the topic does not have (or none committed): decides for
+    /// every partition anew, from how far it has come.
+    fn recover_offsets(&mut self) {
+        let (partitions, wanted) = {
+            let desk = self.shared.desk.lock();
+            let next = |held: &super::desk::Held| Some((held.partition.clone(), held.next?));
+            let wanted: HashMap<_, _> = desk.all().filter_map(next).collect();
+            (desk.partitions(), wanted)
+        };
+        if partitions.is_empty() {
+            return;
+        }
+        let starts = match start::plan(&self.consumer, &partitions, &wanted, self.shared.policy) {
+            Ok(starts) => starts,
+            Err(error @ SourceError::Fatal(_)) => {
+                self.consumer.context().fail(error);
+                return;
+            }
+            Err(SourceError::Transient(reason)) => {
+                tracing::warn!(reason, "where to go on is not known yet");
+                return;
+            }
+        };
+        for (partition, start) in starts {
+            let known = wanted.get(&partition).copied();
+            let offset = match start {
+                // A partition that is where it should be needs no seek.
+                Start::At(offset) if known == Some(offset) => continue,
+                Start::At(offset) => Offset::Offset(offset),
+                Start::Beginning => Offset::Beginning,
+            };
+            let TopicPartition { topic, partition } = &partition;
+            if let Err(error) = self
+                .consumer
+                .seek(topic, *partition, offset, Duration::ZERO)
+            {
+                tracing::warn!(%error, topic = &**topic, partition, "seek failed");
+            }
+        }
+    }
+
+    /// A bounded source has ended when every partition it holds has.
+    fn look_for_the_end(&mut self) {
+        if self.shared.ends.is_empty() || self.said_ended {
+            return;
+        }
+    }
+
+    /// Leaves the group, within a bound.
+    fn leave(&self) {
+        let started = Instant::now();
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::warn!(%error, "the group could not be left");
+            return;
+        }
+        while !self.consumer.closed() && started.elapsed() < CLOSE_WITHIN {
+            self.consumer.poll(POLL_WAIT);
+        }
+    }
+}
+
+fn headers_of(message: &BorrowedMessage<'_>) -> Vec<Header> {
+    message.headers().map_or_else(Vec::new, |headers| {
+        headers
+            .iter()
+            .map(|header| Header {
+                name: header.key.to_owned(),
+                value: header.value.map(<[u8]>::to_vec),
+            })
+            .collect()
+    })
+}

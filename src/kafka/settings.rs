@@ -1,0 +1,369 @@
+//! The section `kafka` of the configuration: keys, defaults and bounds.
+//! Must not know how a client is built from them beyond the names that librdkafka gives them.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use serde::Deserialize;
+
+use super::properties::Properties;
+use crate::bounds::{Violation, check_range};
+use crate::source::SourceError;
+
+/// Longest topic name that Kafka allows.
+const MAX_TOPIC_BYTES: usize = 249;
+/// Longest group, client or instance id accepted; Kafka's own bound is that of a short string.
+const MAX_ID_BYTES: usize = 249;
+/// Kafka's own least session timeout, unless a broker was told otherwise.
+const MIN_SESSION_TIMEOUT_MS: u64 = 6_000;
+/// Kafka's own greatest session timeout, unless a broker was told otherwise.
+const MAX_SESSION_TIMEOUT_MS: u64 = 1_800_000;
+const DAY_MS: u64 = 86_400_000;
+/// Heartbeats a session timeout holds: three may be lost before a member is.
+const HEARTBEATS_A_SESSION: u64 = 4;
+
+/// Where to begin in a partition that the group has never committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMissingOffset {
+    /// At the oldest record that the topic still has.
+    #[default]
+    Earliest,
+    /// Nowhere: end with an error.
+    Error,
+}
+
+/// The section `kafka`; every key is described in `config/default.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KafkaSettings {
+    /// Brokers to ask first, `host:port`, comma separated.
+    pub brokers: String,
+    /// Topics to consume, comma separated.
+    pub topic: String,
+    /// Consumer group; its committed offsets say where to go on.
+    pub group_id: String,
+    /// How the worker names itself to the brokers.
+    pub client_id: String,
+    /// Static membership: a name unique within the group. Absent or empty: off.
+    pub group_instance_id: Option<String>,
+    /// Where to begin in a partition without a committed offset.
+    pub on_missing_offset: OnMissingOffset,
+    /// Whether to go on at the oldest record where the committed offset is gone.
+    pub accept_gap: bool,
+    /// How long a broker has to answer at the start.
+    pub connect_timeout_ms: u64,
+    /// How long the group waits for a member that fell silent.
+    pub session_timeout_ms: u64,
+    /// How long the group waits for a member whose poll thread stands still.
+    pub max_poll_interval_ms: u64,
+    /// How long a partition that is leaving may drain what is in flight.
+    pub revoke_drain_ms: u64,
+    /// How often offsets are committed while running.
+    pub commit_interval_ms: u64,
+    /// Records that may wait between the poll thread and the pipeline.
+    pub queue_records: usize,
+    /// Bytes that may wait between the poll thread and the pipeline.
+    pub queue_bytes: usize,
+    /// Topic for records that cannot be processed.
+    pub dead_letter_topic: String,
+    /// Further properties for librdkafka.
+    pub properties: Properties,
+}
+
+impl Default for KafkaSettings {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".to_owned(),
+            topic: "documents".to_owned(),
+            group_id: "tcbert-worker".to_owned(),
+            client_id: "tcbert-worker".to_owned(),
+            group_instance_id: None,
+            on_missing_offset: OnMissingOffset::Earliest,
+            accept_gap: false,
+            connect_timeout_ms: 15_000,
+            session_timeout_ms: 10_000,
+            max_poll_interval_ms: 300_000,
+            revoke_drain_ms: 10_000,
+            commit_interval_ms: 1_000,
+            queue_records: 8_192,
+            queue_bytes: 64 * 1024 * 1024,
+            dead_letter_topic: "documents.dead-letters".to_owned(),
+            properties: Properties::default(),
+        }
+    }
+}
+
+impl KafkaSettings {
+    /// Notes values outside what their keys allow; keys are given below the section.
+    pub fn validate(&self, violations: &mut Vec<Violation>) {
+        self.validate_names(violations);
+        check_range(
+            violations,
+            "connect_timeout_ms",
+            self.connect_timeout_ms,
+            100,
+            300_000,
+        );
+        check_range(
+            violations,
+            "session_timeout_ms",
+            self.session_timeout_ms,
+            MIN_SESSION_TIMEOUT_MS,
+            MAX_SESSION_TIMEOUT_MS,
+        );
+        // librdkafka wants it so; the drain must end before the group gives the member up.
+        let slowest = self.session_timeout_ms.max(self.revoke_drain_ms);
+        check_range(
+            violations,
+            "max_poll_interval_ms",
+            self.max_poll_interval_ms,
+            slowest.min(DAY_MS),
+            DAY_MS,
+        );
+        check_range(
+            violations,
+            "revoke_drain_ms",
+            self.revoke_drain_ms,
+            0,
+            600_000,
+        );
+        check_range(
+            violations,
+            "commit_interval_ms",
+            self.commit_interval_ms,
+            10,
+            600_000,
+        );
+        check_range(violations, "queue_records", self.queue_records, 8, 1 << 20);
+        check_range(
+            violations,
+            "queue_bytes",
+            self.queue_bytes,
+            64 * 1024,
+            1 << 31,
+        );
+        self.properties.validate("properties", violations);
+    }
+
+    fn validate_names(&self, violations: &mut Vec<Violation>) {
+        let brokers: Vec<&str> = self.brokers.split(',').map(str::trim).collect();
+        if !brokers.iter().all(|broker| is_broker(broker)) {
+            let allowed = "host:port, comma separated, ports from 1 to 65535";
+            violations.push(Violation::new("brokers", &self.brokers, allowed));
+        }
+        if self.topics().is_empty() || !self.topics().iter().all(|topic| is_topic(topic)) {
+            violations.push(Violation::new("topic", &self.topic, TOPICS_ALLOWED));
+        }
+        if !is_topic(&self.dead_letter_topic) {
+            let value = &self.dead_letter_topic;
+            violations.push(Violation::new("dead_letter_topic", value, TOPIC_ALLOWED));
+        } else if self.topics().contains(&self.dead_letter_topic.as_str()) {
+            let allowed = "a topic other than those consumed, or dead letters would come back";
+            violations.push(Violation::new(
+                "dead_letter_topic",
+                &self.dead_letter_topic,
+                allowed,
+            ));
+        }
+        for (key, value) in [("group_id", &self.group_id), ("client_id", &self.client_id)] {
+            if value.trim().is_empty() || value.len() > MAX_ID_BYTES {
+                let allowed = format!("a name of 1 to {MAX_ID_BYTES} bytes");
+                violations.push(Violation::new(key, value, allowed));
+            }
+        }
+        if let Some(instance) = self.instance()
+            && !is_topic(instance)
+        {
+            violations.push(Violation::new("group_instance_id", instance, TOPIC_ALLOWED));
+        }
+    }
+
+    /// The topics, one by one.
+    pub fn topics(&self) -> Vec<&str> {
+        self.topic
+            .split(',')
+            .map(str::trim)
+            .filter(|topic| !topic.is_empty())
+            .collect()
+    }
+
+    /// The static member's name, where static membership is on.
+    pub fn instance(&self) -> Option<&str> {
+        self.group_instance_id
+            .as_deref()
+            .map(str::trim)
+            .filter(|instance| !instance.is_empty())
+    }
+
+    /// [`KafkaSettings::revoke_drain_ms`] as a duration.
+    pub fn revoke_drain(&self) -> Duration {
+        Duration::from_millis(self.revoke_drain_ms)
+    }
+
+    /// [`KafkaSettings::commit_interval_ms`] as a duration.
+    pub fn commit_interval(&self) -> Duration {
+        Duration::from_millis(self.commit_interval_ms)
+    }
+
+    /// [`KafkaSettings::connect_timeout_ms`] as a duration.
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// What every client needs: where the brokers are and who asks. The user's properties come
+    /// after the defaults given here, which they may override.
+    pub(super) fn client_config(
+        &self,
+        properties: &Properties,
+        defaults: &[(&str, &str)],
+    ) -> Result<ClientConfig, SourceError> {
+        let mut config = ClientConfig::new();
+        for (name, value) in SHARED_DEFAULTS.iter().chain(defaults) {
+            config.set(*name, *value);
+        }
+        properties.apply(&mut config).map_err(|reason| {
+            SourceError::Fatal(format!("a property of kafka.properties needs {reason}"))
+        })?;
+        config.set("bootstrap.servers", &self.brokers);
+        config.set("client.id", &self.client_id);
+        Ok(config)
+    }
+
+    /// The consumer's whole configuration.
+    pub(super) fn consumer_config(&self) -> Result<ClientConfig, SourceError> {
+        let mut config = self.client_config(&self.properties, CONSUMER_DEFAULTS)?;
+        if self.properties.get("queued.max.messages.kbytes").is_none() {
+            let kibibytes = (self.queue_bytes / 1024).max(1);
+            config.set("queued.max.messages.kbytes", kibibytes.to_string());
+        }
+        if self.properties.get("heartbeat.interval.ms").is_none() {
+            let heartbeat = self.session_timeout_ms / HEARTBEATS_A_SESSION;
+            config.set("heartbeat.interval.ms", heartbeat.to_string());
+        }
+        config.set("group.id", &self.group_id);
+        if let Some(instance) = self.instance() {
+            config.set("group.instance.id", instance);
+        }
+        config.set("session.timeout.ms", self.session_timeout_ms.to_string());
+        config.set(
+            "max.poll.interval.ms",
+            self.max_poll_interval_ms.to_string(),
+        );
+        config.set("enable.auto.commit", "false");
+        config.set("enable.auto.offset.store", "false");
+        // The worker decides at the assignment where to begin; what it did not foresee is an error.
+        config.set("auto.offset.reset", "error");
+        Ok(config)
+    }
+}
+
+const TOPIC_ALLOWED: &str = "a name of letters, digits, '.', '_' and '-', at most 249 long";
+const TOPICS_ALLOWED: &str =
+    "one or more names of letters, digits, '.', '_' and '-', comma separated";
+
+/// What the user may override for every client.
+const SHARED_DEFAULTS: &[(&str, &str)] = &[
+    // A request into a black hole is given up before the session is.
+    ("socket.timeout.ms", "10000"),
+    ("socket.keepalive.enable", "true"),
+    ("reconnect.backoff.max.ms", "2000"),
+    // A topic that appears while the worker waits for it is seen this soon.
+    ("topic.metadata.refresh.interval.ms", "10000"),
+    ("log.connection.close", "false"),
+    // Nothing about the client is sent to brokers unless the user wants it.
+    ("enable.metrics.push", "false"),
+];
+
+/// What the user may override for the consumer.
+const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    ("isolation.level", "read_committed"),
+    ("check.crcs", "true"),
+    // Once the client's own queue has room again it fetches at once instead of a second later.
+    ("fetch.queue.backoff.ms", "50"),
+    // Lag comes out of the client's statistics.
+    ("statistics.interval.ms", "5000"),
+];
+
+fn is_broker(text: &str) -> bool {
+    // `SSL://host:port` is librdkafka's own form.
+    let address = text.rsplit("://").next().unwrap_or(text);
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    !host.is_empty()
+        && !host.contains(char::is_whitespace)
+        && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn is_topic(name: &str) -> bool {
+    (1..=MAX_TOPIC_BYTES).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys_at_fault(text: &str) -> Vec<String> {
+        let settings: KafkaSettings = toml::from_str(text).unwrap();
+        let mut violations = Vec::new();
+        settings.validate(&mut violations);
+        violations.into_iter().map(|v| v.key).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_allowed() {
+        assert_eq!(keys_at_fault(""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn names_each_key_at_fault() {
+        for (text, key) in [
+            ("brokers = \"localhost\"", "brokers"),
+            ("brokers = \"localhost:99999\"", "brokers"),
+            ("brokers = \"\"", "brokers"),
+            ("topic = \"a b\"", "topic"),
+            ("topic = \" , \"", "topic"),
+            ("group_id = \"\"", "group_id"),
+            ("session_timeout_ms = 10", "session_timeout_ms"),
+            ("queue_records = 0", "queue_records"),
+            ("dead_letter_topic = \"documents\"", "dead_letter_topic"),
+            ("max_poll_interval_ms = 6000", "max_poll_interval_ms"),
+            ("properties.\"group.id\" = \"x\"", "properties.group.id"),
+        ] {
+            assert_eq!(keys_at_fault(text), [key], "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error() {
+        let error = toml::from_str::<KafkaSettings>("topics = \"news\"").unwrap_err();
+        assert!(error.to_string().contains("topics"), "{error}");
+    }
+
+    #[test]
+    fn several_topics_and_brokers() {
+        let text = "topic = \"news, wire\"\nbrokers = \"a:1,SSL://b:2,[::1]:9092\"";
+        let settings: KafkaSettings = toml::from_str(text).unwrap();
+        assert_eq!(settings.topics(), ["news", "wire"]);
+        assert_eq!(keys_at_fault(text), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_users_assignor_is_kept_and_guarantees_are_not_overridden() {
+        let settings: KafkaSettings =
+            toml::from_str("properties.partition_assignment_strategy = \"range\"").unwrap();
+        let config = settings.consumer_config().unwrap();
+        assert_eq!(config.get("partition.assignment.strategy"), Some("range"));
+        assert_eq!(config.get("enable.auto.commit"), Some("false"));
+        assert_eq!(config.get("enable.auto.offset.store"), Some("false"));
+        assert_eq!(config.get("auto.offset.reset"), Some("error"));
+        assert!(config.create_native_config().is_ok());
+    }
+}

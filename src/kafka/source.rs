@@ -1,0 +1,221 @@
+//! The Kafka source: one consumer of a group behind [`Source`]. Starts the poll thread, commits
+//! what is still held, and closes within a bound.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use parking_lot::Mutex;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::client;
+use super::committer::{self, Committer};
+use super::counters::SourceCounters;
+use super::desk::{ChunkBounds, Desk};
+use super::poll::{CLOSE_WITHIN, CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
+use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
+use super::settings::KafkaSettings;
+use super::start::StartPolicy;
+use crate::document::{Generation, TopicPartition};
+use crate::source::{CommitMode, CommitOffset, Source, SourceError, SourceEvent};
+
+/// Most records of one chunk, however much the queue may hold: a chunk is the unit that the
+/// pipeline takes at once.
+const MAX_CHUNK_RECORDS: usize = 1024;
+/// How long one question for the topic may take at the start.
+const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long to listen for why nothing answers.
+const FAULTS_WAIT: Duration = Duration::from_millis(100);
+/// Time beyond [`CLOSE_WITHIN`] that the thread has to end in.
+const THREAD_GRACE: Duration = Duration::from_secs(2);
+
+/// A member of a consumer group.
+pub struct KafkaSource {
+    shared: Arc<Shared>,
+    committer: Committer,
+    events: Receiver<SourceEvent>,
+    /// Disconnected once the poll thread has ended.
+    ended: Receiver<()>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+impl KafkaSource {
+    /// Connects, joins the group and starts to deliver. Blocks until a broker has answered, at
+    /// most `kafka.connect_timeout_ms`.
+    ///
+    /// # Errors
+    /// Fatal where no broker answers in time or a setting or credential is refused.
+    pub fn start(settings: &KafkaSettings) -> Result<Self, SourceError> {
+        Self::start_within(settings, HashMap::new(), HashMap::new())
+    }
+
+    pub(super) fn start_within(
+        settings: &KafkaSettings,
+        begins: HashMap<TopicPartition, i64>,
+        ends: HashMap<TopicPartition, i64>,
+    ) -> Result<Self, SourceError> {
+        let policy = StartPolicy {
+            on_missing: settings.on_missing_offset,
+            accept_gap: settings.accept_gap,
+        };
+        let desk = Desk::new(ChunkBounds {
+            records: (settings.queue_records / QUEUE_CHUNKS).clamp(1, MAX_CHUNK_RECORDS),
+            bytes: (settings.queue_bytes / QUEUE_CHUNKS).max(1),
+        });
+        let drain = settings.revoke_drain();
+        let shared = Arc::new(Shared::new(policy, drain, desk, begins, ends));
+        let (sender, events) = bounded(QUEUE_CHUNKS + CONTROL_PLACES);
+        let (committer, commits) = committer::channel();
+        let callbacks = Callbacks {
+            shared: Arc::clone(&shared),
+            events: sender.clone(),
+            committer: committer.clone(),
+        };
+        let consumer: GroupConsumer = settings
+            .consumer_config()?
+            .create_with_context(callbacks)
+            .map_err(|error| client::source_error("the kafka consumer cannot be set up", &error))?;
+        connect(&consumer, &shared, settings)?;
+        consumer
+            .subscribe(&settings.topics())
+            .map_err(|error| client::source_error("the topics cannot be subscribed", &error))?;
+
+        let consumer = Arc::new(consumer);
+        let poll = PollThread::new(Arc::clone(&consumer), Arc::clone(&shared), sender);
+        let no_thread = |error| SourceError::Fatal(format!("a thread cannot be started: {error}"));
+        committer::spawn(
+            commits,
+            Arc::clone(&consumer),
+            Arc::clone(&shared),
+            settings.commit_interval(),
+        )
+        .map_err(no_thread)?;
+        let (alive, ended) = bounded(1);
+        let thread = thread::Builder::new()
+            .name("kafka-poll".to_owned())
+            .spawn(move || {
+                poll.run();
+                drop(alive);
+            })
+            .map_err(no_thread)?;
+        Ok(Self {
+            shared,
+            committer,
+            events,
+            ended,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> SourceCounters {
+        self.shared.counters.snapshot()
+    }
+
+    /// The partitions that are held now.
+    pub fn partitions(&self) -> Vec<TopicPartition> {
+        self.shared.desk.lock().partitions()
+    }
+}
+
+impl Source for KafkaSource {
+    fn events(&self) -> Receiver<SourceEvent> {
+        self.events.clone()
+    }
+
+    fn delivers(&self, partition: &TopicPartition, generation: Generation) -> bool {
+        self.shared.desk.lock().delivers(partition, generation)
+    }
+
+    fn commit(&self, offsets: &[CommitOffset], mode: CommitMode) -> Result<(), SourceError> {
+        match mode {
+            CommitMode::Background => {
+                self.shared.desk.lock().add_pending_commits(offsets);
+                self.committer.wake();
+                Ok(())
+            }
+            CommitMode::Wait => self.committer.commit(offsets.to_vec(), false),
+        }
+    }
+
+    fn stop(&self) {
+        self.shared.advance(Phase::Stopped);
+    }
+
+    fn close(&self) {
+        self.shared.advance(Phase::Closing);
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
+        // The other end is dropped, never sent on: this waits for the thread or for the bound.
+        let _ = self.ended.recv_timeout(CLOSE_WITHIN + THREAD_GRACE);
+        if thread.is_finished()
+            || self.ended.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
+        {
+            if thread.join().is_err() {
+                tracing::error!("the poll thread ended in a panic");
+            }
+        } else {
+            tracing::warn!("the group was not left in time; its session will expire");
+        }
+    }
+}
+
+impl Drop for KafkaSource {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Waits until a broker answers, so that a wrong address or credential is said at the start.
+fn connect(
+    consumer: &GroupConsumer,
+    shared: &Shared,
+    settings: &KafkaSettings,
+) -> Result<(), SourceError> {
+    let deadline = Instant::now() + settings.connect_timeout();
+    let topics = settings.topics();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = consumer.fetch_metadata(topics.first().copied(), left.min(METADATA_TIMEOUT));
+        let Err(error) = answer else {
+            return Ok(());
+        };
+        // Faults arrive with the poll, among log lines that it hides; before the subscription it
+        // delivers nothing else.
+        let faults_until = Instant::now() + FAULTS_WAIT;
+        while Instant::now() < faults_until {
+            consumer.poll(FAULTS_WAIT / 10);
+        }
+        let refused = shared
+            .faults
+            .last()
+            .filter(|fault| fault.code.is_some_and(client::is_permanent));
+        if let Some(fault) = refused {
+            return Err(SourceError::Fatal(format!(
+                "kafka refuses the connection: {}; check kafka.properties (security.protocol, sasl.*, \
+                 ssl.*) and kafka.brokers = {}",
+                fault.reason, settings.brokers
+            )));
+        }
+        if Instant::now() >= deadline {
+            return Err(unreachable(&error, shared, settings));
+        }
+    }
+}
+
+fn unreachable(error: &KafkaError, shared: &Shared, settings: &KafkaSettings) -> SourceError {
+    let reason = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut)
+        | None => shared.faults.describe(),
+        Some(_) => error.to_string(),
+    };
+    SourceError::Fatal(format!(
+        "no kafka broker answered at kafka.brokers = {} within {} ms: {reason}; is the address right, \
+         is the broker up, does it need security.protocol in kafka.properties?",
+        settings.brokers, settings.connect_timeout_ms
+    ))
+}

@@ -1,0 +1,62 @@
+//! How the pipeline refuses a record: counted and acknowledged only once its dead letter is durable.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::ledger::Ticket;
+use super::{Context, PipelineError};
+use crate::source::{DeadLetter, SourceRecord};
+use crate::telemetry::Outcome;
+
+/// Every how many refused records one is logged in full; the first ones always are.
+const LOG_EVERY: u64 = 100;
+
+/// Refused records that are always logged.
+const LOG_FIRST: u64 = 10;
+
+static LOGGED: AtomicU64 = AtomicU64::new(0);
+
+/// Why a record is refused.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    /// The stage that refused it.
+    pub(super) stage: &'static str,
+    /// Short stable name of the reason.
+    pub(super) class: &'static str,
+    /// What was wrong and what to do.
+    pub(super) message: String,
+}
+
+/// Sends a record to the dead letters and acknowledges it when that is durable.
+pub(super) async fn refuse(
+    context: &Arc<Context>,
+    ticket: Ticket,
+    record: SourceRecord,
+    refusal: Refusal,
+) -> Result<(), PipelineError> {
+    let nth = LOGGED.fetch_add(1, Ordering::Relaxed);
+    if nth < LOG_FIRST || nth.is_multiple_of(LOG_EVERY) {
+        tracing::warn!(
+            position = %record.position,
+            stage = refusal.stage,
+            class = refusal.class,
+            reason = %refusal.message,
+            "a record goes to the dead letters"
+        );
+    }
+    let letter = DeadLetter {
+        record,
+        stage: refusal.stage.to_owned(),
+        class: refusal.class.to_owned(),
+        message: refusal.message,
+    };
+    tokio::select! {
+        outcome = context.dead_letters.send(letter) => outcome.map_err(PipelineError::DeadLetters)?,
+        () = context.abandoned.cancelled() => return Err(PipelineError::Abandoned),
+    }
+    context.counters.dead_lettered.add(1);
+    context.metrics.dead_letter(refusal.class);
+    context.metrics.documents(Outcome::DeadLettered, 1);
+    context.ledger.acknowledge([&ticket]);
+    Ok(())
+}

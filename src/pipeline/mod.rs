@@ -1,0 +1,442 @@
+//! The whole: wires the stages with bounded channels, decides when to commit, drain and stop.
+//!
+//! The only module that sees every stage. Records flow through
+//!
+//! ```text
+//! source -> intake -> prepare (threads) -> planner -> infer (threads) -> writer -> ledger -> commit
+//!                        `-> tombstones ----------------------------------^
+//!                        `-> refusals -> dead letters -> ledger
+//! ```
+//!
+//! What is admitted by the intake stays in the ledger until it is durable; the ledger's budget bounds
+//! the memory of everything between.
+
+mod counters;
+mod dead_letters;
+mod infer;
+mod intake;
+mod ledger;
+mod prepare;
+mod settings;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub use counters::{Counter, Counters, Counts};
+pub use settings::PipelineSettings;
+
+use crate::batch::{BatchPlanner, BatchSettings};
+use crate::decode::{Decoder, TextSettings};
+use crate::model::Model;
+use crate::score::{Tagger, TaggerError};
+use crate::source::{CommitMode, DeadLetterError, DeadLetterSink, Source, SourceError, SourceRecord};
+use crate::store::point::Provenance;
+use crate::store::{Store, StoreError};
+use crate::telemetry::{Metrics, Stage};
+
+use dead_letters::{Refusal, refuse};
+use intake::{IntakeState, spawn_intake};
+use ledger::{Budget, Ledger, Ticket};
+use prepare::{Prepared, spawn_prepare};
+use write::{WriterSettings, run_writer};
+
+/// Chunks of records between intake and preparing threads.
+const RECORD_CHUNKS: usize = 4;
+
+/// Chunks of prepared documents between preparing threads and planner.
+const DOCUMENT_CHUNKS: usize = 4;
+
+/// Batches of tagged documents between inference and writer.
+const WRITE_CHUNKS: usize = 8;
+
+/// Refused records that wait for the dead-letter producer.
+const REFUSALS: usize = 64;
+
+/// Dead letters in flight at most.
+const REFUSALS_IN_FLIGHT: usize = 256;
+
+/// Built stages, ready to be wired.
+pub struct Stages {
+    /// Where records come from.
+    pub source: Arc<dyn Source>,
+    /// Bytes to documents.
+    pub decoder: Decoder,
+    /// What the model reads of a document.
+    pub text: TextSettings,
+    /// Documents to topics and embeddings.
+    pub tagger: Tagger,
+    /// One model for each inference thread.
+    pub models: Vec<Box<dyn Model>>,
+    /// What every point tells of where it came from.
+    pub provenance: Provenance,
+    /// Where points go.
+    pub store: Arc<dyn Store>,
+    /// Where refused records go.
+    pub dead_letters: Arc<dyn DeadLetterSink>,
+    /// Where the work is counted.
+    pub metrics: Metrics,
+}
+
+/// How stages are wired.
+#[derive(Debug, Clone)]
+pub struct Wiring {
+    /// Bounds of the whole.
+    pub pipeline: PipelineSettings,
+    /// Bounds of batches.
+    pub batch: BatchSettings,
+    /// Points of one write.
+    pub batch_points: usize,
+    /// Writes in flight.
+    pub write_concurrency: usize,
+    /// How often offsets are committed.
+    pub commit_interval: Duration,
+    /// How long a revocation waits for what is in flight.
+    pub revoke_drain: Duration,
+}
+
+/// Why the pipeline stopped by itself; what was committed is durable all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The source cannot go on.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The source's thread ended without a word.
+    #[error("the source ended without saying why; what was not committed is delivered again at the next start")]
+    SourceVanished,
+    /// The model fails on every document.
+    #[error("{0}; every document fails, so the worker stops; what was in flight is delivered again at the next start")]
+    Model(TaggerError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The dead letters cannot be used.
+    #[error(transparent)]
+    DeadLetters(DeadLetterError),
+    /// A thread could not be started, or ended by a panic.
+    #[error("{0}")]
+    Thread(String),
+    /// The drain's bound has passed with work in flight.
+    #[error("{0} records were still in flight when the time to drain had passed; they are delivered again at the next start")]
+    NotDrained(usize),
+    /// Work was given up because the pipeline stops; never the first error.
+    #[error("abandoned")]
+    Abandoned,
+}
+
+/// What all stages share.
+pub(crate) struct Context {
+    source: Arc<dyn Source>,
+    decoder: Decoder,
+    text: TextSettings,
+    tagger: Tagger,
+    provenance: Provenance,
+    store: Arc<dyn Store>,
+    dead_letters: Arc<dyn DeadLetterSink>,
+    ledger: Ledger,
+    counters: Arc<Counters>,
+    metrics: Metrics,
+    /// Above zero while batches go out at once instead of lingering.
+    draining: AtomicUsize,
+    /// Work in flight is given up: retry loops end.
+    abandoned: CancellationToken,
+    failure: Mutex<Option<PipelineError>>,
+    wake: Notify,
+}
+
+impl Context {
+    /// Keeps the first failure and wakes the main task.
+    fn fail(&self, error: PipelineError) {
+        self.failure.lock().get_or_insert(error);
+        self.wake.notify_one();
+    }
+
+    /// Batches go out at once while the guard lives.
+    fn drain(&self) -> DrainGuard<'_> {
+        self.draining.fetch_add(1, Ordering::AcqRel);
+        DrainGuard(self)
+    }
+}
+
+/// Starts a named thread whose panic stops the pipeline instead of leaving records in flight for ever.
+fn spawn(
+    context: &Arc<Context>,
+    name: String,
+    body: impl FnOnce(&Arc<Context>) + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, PipelineError> {
+    struct PanicGuard(Arc<Context>);
+    impl Drop for PanicGuard {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.fail(PipelineError::Thread(
+                    "a thread of the pipeline panicked; this is a defect of the worker, please report it with the log"
+                        .to_owned(),
+                ));
+            }
+        }
+    }
+    let guard = PanicGuard(context.clone());
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || body(&guard.0))
+        .map_err(|error| PipelineError::Thread(format!("no thread could be started: {error}")))
+}
+
+struct DrainGuard<'a>(&'a Context);
+
+impl Drop for DrainGuard<'_> {
+    fn drop(&mut self) {
+        self.0.draining.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A record that a stage refused.
+#[derive(Debug)]
+struct Refused {
+    ticket: Ticket,
+    record: SourceRecord,
+    refusal: Refusal,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// A bounded source has delivered everything and all of it is durable.
+    Complete,
+    /// Asked to stop.
+    Stopped,
+}
+
+/// Runs until a bounded source ends, `shutdown` is cancelled, or something fails.
+///
+/// On return everything acknowledged is committed, the source has left its group and no thread is
+/// left running (but those stuck in an abandoned call).
+///
+/// # Errors
+/// The first failure of any stage; offsets up to the watermark are committed even then.
+pub async fn run(
+    stages: Stages,
+    wiring: Wiring,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+) -> Result<Ending, PipelineError> {
+    let Stages { source, decoder, text, tagger, models, provenance, store, dead_letters, metrics } = stages;
+    let context = Arc::new(Context {
+        source,
+        decoder,
+        text,
+        tagger,
+        provenance,
+        store,
+        dead_letters,
+        ledger: Ledger::new(Budget {
+            records: wiring.pipeline.max_in_flight_records,
+            bytes: wiring.pipeline.max_in_flight_bytes,
+            window: wiring.pipeline.max_uncommitted_records,
+        }),
+        counters,
+        metrics,
+        draining: AtomicUsize::new(0),
+        abandoned: CancellationToken::new(),
+        failure: Mutex::new(None),
+        wake: Notify::new(),
+    });
+    let intake = Arc::new(IntakeState::default());
+    let running = start(&context, &intake, models, &wiring)?;
+
+    let ending = supervise(&context, &intake, &wiring, &shutdown).await;
+    finish(&context, &intake, running, ending, wiring.pipeline.drain()).await
+}
+
+/// What must be joined at the end.
+struct Running {
+    intake: std::thread::JoinHandle<()>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    writer: tokio::task::JoinHandle<()>,
+    refuser: tokio::task::JoinHandle<()>,
+}
+
+fn start(
+    context: &Arc<Context>,
+    intake: &Arc<IntakeState>,
+    models: Vec<Box<dyn Model>>,
+    wiring: &Wiring,
+) -> Result<Running, PipelineError> {
+    let (records_out, records) = crossbeam_channel::bounded(RECORD_CHUNKS);
+    let (documents_out, documents) = crossbeam_channel::bounded(DOCUMENT_CHUNKS);
+    let (writes_out, writes) = mpsc::channel(WRITE_CHUNKS);
+    let (refusals_out, refusals) = mpsc::channel(REFUSALS);
+
+    let prepared = Prepared {
+        documents: documents_out,
+        writes: writes_out.clone(),
+        refusals: refusals_out.clone(),
+    };
+    let tagged = infer::Tagged { writes: writes_out, refusals: refusals_out };
+    let mut threads = spawn_prepare(context, wiring.pipeline.prepare_threads, &records, &prepared)?;
+    drop(prepared);
+    let planner = BatchPlanner::new(&wiring.batch);
+    threads.extend(infer::spawn_inference(context, planner, models, documents, &tagged)?);
+    drop(tagged);
+
+    let writer = tokio::spawn({
+        let context = context.clone();
+        let settings = WriterSettings {
+            batch_points: wiring.batch_points,
+            concurrency: wiring.write_concurrency,
+            linger: wiring.pipeline.write_linger(),
+        };
+        async move {
+            if let Err(error) = run_writer(context.clone(), settings, writes).await {
+                context.fail(error);
+            }
+        }
+    });
+    let refuser = tokio::spawn(run_refuser(context.clone(), refusals));
+    let intake = spawn_intake(
+        context,
+        intake.clone(),
+        context.source.events(),
+        records_out,
+        wiring.revoke_drain,
+    )?;
+    Ok(Running { intake, threads, writer, refuser })
+}
+
+/// Sends refused records to the dead letters, several at once.
+async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused>) {
+    let mut in_flight = tokio::task::JoinSet::new();
+    while let Some(refused) = refusals.recv().await {
+        if in_flight.len() >= REFUSALS_IN_FLIGHT {
+            in_flight.join_next().await;
+        }
+        let context = context.clone();
+        in_flight.spawn(async move {
+            let Refused { ticket, record, refusal } = refused;
+            if let Err(error) = refuse(&context, ticket, record, refusal).await {
+                context.fail(error);
+            }
+        });
+        while in_flight.try_join_next().is_some() {}
+    }
+    while in_flight.join_next().await.is_some() {}
+}
+
+/// Commits on a timer until there is a reason to end.
+async fn supervise(
+    context: &Arc<Context>,
+    intake: &IntakeState,
+    wiring: &Wiring,
+    shutdown: &CancellationToken,
+) -> Ending {
+    let mut ticks = tokio::time::interval(wiring.commit_interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                commit(context, CommitMode::Background).await;
+                context.metrics.in_flight(context.ledger.in_flight());
+            }
+            () = context.wake.notified() => {}
+            () = shutdown.cancelled() => return Ending::Stopped,
+        }
+        if context.failure.lock().is_some() {
+            return Ending::Stopped;
+        }
+        if intake.ended.load(Ordering::Acquire) && context.ledger.in_flight() == 0 {
+            return Ending::Complete;
+        }
+    }
+}
+
+/// Commits what has become durable; a failure is tried again at the next tick.
+async fn commit(context: &Arc<Context>, mode: CommitMode) {
+    let offsets = context.ledger.committable();
+    if offsets.is_empty() {
+        return;
+    }
+    let source = context.source.clone();
+    let committing = offsets.clone();
+    let started = Instant::now();
+    let outcome = tokio::task::spawn_blocking(move || source.commit(&committing, mode)).await;
+    match outcome {
+        Ok(Ok(())) => {
+            context.ledger.mark_committed(&offsets);
+            context.metrics.commit(true);
+            context.metrics.stage(Stage::Commit, started.elapsed());
+        }
+        Ok(Err(error @ SourceError::Fatal(_))) => context.fail(error.into()),
+        Ok(Err(error)) => {
+            context.metrics.commit(false);
+            tracing::warn!(error = %error, "a commit failed and is tried again");
+        }
+        Err(error) => context.fail(PipelineError::Thread(format!("the commit ended early: {error}"))),
+    }
+}
+
+/// Drains, commits, leaves the group and joins what was started.
+async fn finish(
+    context: &Arc<Context>,
+    intake: &Arc<IntakeState>,
+    running: Running,
+    ending: Ending,
+    drain: Duration,
+) -> Result<Ending, PipelineError> {
+    let started = Instant::now();
+    let failed = context.failure.lock().is_some();
+    context.draining.fetch_add(1, Ordering::AcqRel);
+    context.source.stop();
+    intake.stopping.store(true, Ordering::Release);
+    if failed {
+        // What is in flight may depend on what has failed: it is delivered again at the next start.
+        context.abandoned.cancel();
+    } else {
+        tracing::info!(in_flight = context.ledger.in_flight(), "draining");
+        let waiting = context.clone();
+        let drained = tokio::task::spawn_blocking(move || waiting.ledger.wait_until_empty(drain)).await;
+        if !drained.unwrap_or(false) {
+            context.fail(PipelineError::NotDrained(context.ledger.in_flight()));
+            context.abandoned.cancel();
+        }
+    }
+    commit(context, CommitMode::Wait).await;
+    context.ledger.close();
+    let closing = context.source.clone();
+    if tokio::task::spawn_blocking(move || closing.close()).await.is_err() {
+        tracing::warn!("the source did not close in order");
+    }
+    intake.closed.store(true, Ordering::Release);
+    join(context, running).await;
+    tracing::info!(seconds = started.elapsed().as_secs_f32(), "stopped");
+    match context.failure.lock().take() {
+        Some(error) => Err(error),
+        None => Ok(ending),
+    }
+}
+
+/// Joins all threads and tasks; after a failure those that are stuck are left behind.
+async fn join(context: &Arc<Context>, running: Running) {
+    /// How long a thread may take to notice that the pipeline has ended.
+    const JOIN_BOUND: Duration = Duration::from_secs(5);
+    let Running { intake, threads, writer, refuser } = running;
+    let panicked = tokio::task::spawn_blocking(move || {
+        std::iter::once(intake).chain(threads).filter_map(|thread| thread.join().err()).count()
+    });
+    let tasks = async {
+        let panicked = panicked.await.unwrap_or(1);
+        let ended = [writer.await, refuser.await];
+        panicked + ended.iter().filter(|outcome| outcome.is_err()).count()
+    };
+    match tokio::time::timeout(JOIN_BOUND, tasks).await {
+        Ok(0) => {}
+        Ok(count) => context.fail(PipelineError::Thread(format!(
+            "{count} threads ended by a panic; this is a defect of the worker, please report it with the log"
+        ))),
+        Err(_) => tracing::warn!("some threads are still busy and are left behind"),
+    }
+}

@@ -1,0 +1,128 @@
+//! Decoding and tokenising on threads of their own: records in, documents ready for the model,
+//! tombstones and refusals out.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::mpsc;
+
+use super::dead_letters::Refusal;
+use super::ledger::Ticket;
+use super::write::Write;
+use super::{Context, PipelineError, Refused, spawn};
+use crate::batch::BatchItem;
+use crate::decode::{Decoded, compose_text};
+use crate::document::{Document, Version};
+use crate::source::SourceRecord;
+use crate::store::PointWrite;
+use crate::telemetry::Stage;
+use crate::tokenize::EncodedText;
+
+/// A document on its way to the model, with the record it came from.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) ticket: Ticket,
+    pub(super) record: SourceRecord,
+    pub(super) document: Document,
+    pub(super) version: Version,
+    pub(super) encoded: EncodedText,
+    tokens: usize,
+}
+
+impl BatchItem for Ready {
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn key_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.document.id.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// Where prepared records go.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    pub(super) documents: Sender<Vec<Ready>>,
+    pub(super) writes: mpsc::Sender<Vec<Write>>,
+    pub(super) refusals: mpsc::Sender<Refused>,
+}
+
+/// Prepares chunks until the intake ends or a stage behind has gone.
+pub(super) fn run_prepare(context: &Context, records: &Receiver<Vec<SourceRecord>>, out: &Prepared) {
+    for chunk in records {
+        let Some((documents, tombstones)) = decode(context, chunk, out) else { return };
+        let started = Instant::now();
+        let ready: Vec<Ready> = documents.into_iter().map(|decoded| tokenise(context, decoded)).collect();
+        context.metrics.stage(Stage::Tokenise, started.elapsed());
+        if !tombstones.is_empty() && out.writes.blocking_send(tombstones).is_err() {
+            return;
+        }
+        if !ready.is_empty() && out.documents.send(ready).is_err() {
+            return;
+        }
+    }
+}
+
+/// A decoded document with the record it came from.
+struct DecodedRecord {
+    ticket: Ticket,
+    record: SourceRecord,
+    document: Document,
+    version: Version,
+}
+
+/// Splits a chunk into documents, deletions and refusals; `None` when nobody takes the refusals.
+fn decode(context: &Context, chunk: Vec<SourceRecord>, out: &Prepared) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
+    let started = Instant::now();
+    let mut documents = Vec::with_capacity(chunk.len());
+    let mut tombstones = Vec::new();
+    for record in chunk {
+        let ticket = Ticket::of(&record);
+        let version = Version {
+            position: record.position.clone(),
+            timestamp_ms: record.timestamp_ms.unwrap_or(0),
+        };
+        match context.decoder.decode(&record) {
+            Ok(Decoded::Document(document)) => {
+                documents.push(DecodedRecord { ticket, record, document, version });
+            }
+            Ok(Decoded::Tombstone(id)) => {
+                tombstones.push(Write { ticket, record, point: PointWrite::Tombstone { id, version } });
+            }
+            Err(error) => {
+                let refusal = Refusal { stage: "decode", class: error.class(), message: error.to_string() };
+                out.refusals.blocking_send(Refused { ticket, record, refusal }).ok()?;
+            }
+        }
+    }
+    context.metrics.stage(Stage::Decode, started.elapsed());
+    Some((documents, tombstones))
+}
+
+fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
+    let DecodedRecord { ticket, record, document, version } = decoded;
+    let text = compose_text(&document, &context.text);
+    let mut encoded = context.tagger.encode(&text.text);
+    encoded.truncated |= text.cut;
+    let tokens = context.tagger.row_tokens(&encoded);
+    Ready { ticket, record, document, version, encoded, tokens }
+}
+
+/// Starts `threads` preparing threads over one queue.
+pub(super) fn spawn_prepare(
+    context: &Arc<Context>,
+    threads: usize,
+    records: &Receiver<Vec<SourceRecord>>,
+    out: &Prepared,
+) -> Result<Vec<std::thread::JoinHandle<()>>, PipelineError> {
+    (0..threads)
+        .map(|index| {
+            let (records, out) = (records.clone(), out.clone());
+            spawn(context, format!("prepare-{index}"), move |context| run_prepare(context, &records, &out))
+        })
+        .collect()
+}

@@ -1,0 +1,199 @@
+//! The write path: gathers tagged documents into batches, keeps several writes in flight, tries again
+//! for as long as it takes, and isolates the record that a permanent refusal is about.
+//!
+//! The only place that acknowledges a written record. Knows nothing of models.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+
+use super::dead_letters::{Refusal, refuse};
+use super::ledger::Ticket;
+use super::{Context, PipelineError};
+use crate::source::SourceRecord;
+use crate::store::{PointWrite, StoreError};
+use crate::telemetry::{Outcome, Stage};
+
+/// Stage name in dead-letter headers.
+const STAGE: &str = "store";
+
+/// Longest pause between two tries of one batch.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// First pause between two tries of one batch.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
+
+/// How often an outage is logged while it lasts.
+const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Single records refused in a row, without one that was taken, after which the refusal is taken to
+/// be about the collection and not about the records.
+const MOST_REFUSALS_IN_A_ROW: usize = 100;
+
+/// A write and the record it came from, which is kept for the dead-letter topic until then.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) ticket: Ticket,
+    pub(super) record: SourceRecord,
+    pub(super) point: PointWrite,
+}
+
+/// How writes are grouped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WriterSettings {
+    /// Points of one request at most.
+    pub(super) batch_points: usize,
+    /// Requests in flight at most.
+    pub(super) concurrency: usize,
+    /// How long an incomplete batch waits for company while other requests are in flight.
+    pub(super) linger: Duration,
+}
+
+/// Writes until `incoming` ends; then waits for what is in flight.
+pub(super) async fn run_writer(
+    context: Arc<Context>,
+    settings: WriterSettings,
+    mut incoming: mpsc::Receiver<Vec<Write>>,
+) -> Result<(), PipelineError> {
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let mut in_flight = FuturesUnordered::new();
+    let mut pending: Vec<Write> = Vec::new();
+    let mut oldest: Option<Instant> = None;
+    let mut open = true;
+    while open || !pending.is_empty() || !in_flight.is_empty() {
+        while in_flight.len() < settings.concurrency && !pending.is_empty() {
+            let due = oldest.is_none_or(|since| since.elapsed() >= settings.linger);
+            if pending.len() < settings.batch_points && !in_flight.is_empty() && open && !due {
+                break;
+            }
+            let rest = pending.split_off(pending.len().min(settings.batch_points));
+            let batch = std::mem::replace(&mut pending, rest);
+            oldest = (!pending.is_empty()).then(Instant::now);
+            in_flight.push(write_durably(context.clone(), refusals.clone(), batch));
+        }
+        let may_receive = open && pending.len() < settings.batch_points * settings.concurrency;
+        let linger = oldest.map_or(settings.linger, |since| {
+            settings.linger.saturating_sub(since.elapsed())
+        });
+        let may_linger = !pending.is_empty() && in_flight.len() < settings.concurrency;
+        tokio::select! {
+            biased;
+            Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcome?,
+            received = incoming.recv(), if may_receive => match received {
+                Some(writes) => {
+                    oldest.get_or_insert_with(Instant::now);
+                    pending.extend(writes);
+                    // What else is at hand joins this batch at no cost.
+                    while pending.len() < settings.batch_points
+                        && let Ok(more) = incoming.try_recv()
+                    {
+                        pending.extend(more);
+                    }
+                }
+                None => open = false,
+            },
+            () = tokio::time::sleep(linger), if may_linger => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes a batch until it is durable, however long that takes, and acknowledges it.
+fn write_durably(
+    context: Arc<Context>,
+    refusals: Arc<AtomicUsize>,
+    batch: Vec<Write>,
+) -> BoxFuture<'static, Result<(), PipelineError>> {
+    Box::pin(async move {
+        let points: Vec<PointWrite> = batch.iter().map(|write| write.point.clone()).collect();
+        let Err(reason) = write_until_decided(&context, points).await? else {
+            refusals.store(0, Ordering::Relaxed);
+            acknowledge(&context, &batch);
+            return Ok(());
+        };
+        isolate(context, refusals, batch, reason).await
+    })
+}
+
+/// Bisects a refused batch down to the records at fault, and dead-letters those.
+async fn isolate(
+    context: Arc<Context>,
+    refusals: Arc<AtomicUsize>,
+    mut batch: Vec<Write>,
+    reason: String,
+) -> Result<(), PipelineError> {
+    if batch.len() > 1 {
+        let rest = batch.split_off(batch.len() / 2);
+        write_durably(context.clone(), refusals.clone(), batch).await?;
+        return write_durably(context, refusals, rest).await;
+    }
+    let Some(write) = batch.pop() else { return Ok(()) };
+    if refusals.fetch_add(1, Ordering::Relaxed) >= MOST_REFUSALS_IN_A_ROW {
+        return Err(PipelineError::Store(StoreError::Fatal(format!(
+            "the store refused {MOST_REFUSALS_IN_A_ROW} records in a row, so that the refusal is hardly about \
+             the records; the last reason: {reason}; check the collection with `tcbert-worker doctor`"
+        ))));
+    }
+    let refusal = Refusal { stage: STAGE, class: "store_rejected", message: reason };
+    refuse(&context, write.ticket, write.record, refusal).await
+}
+
+fn acknowledge(context: &Context, batch: &[Write]) {
+    let deleted = batch
+        .iter()
+        .filter(|write| matches!(write.point, PointWrite::Tombstone { .. }))
+        .count();
+    context.counters.written.add(batch.len() - deleted);
+    context.counters.deleted.add(deleted);
+    context.metrics.documents(Outcome::Written, (batch.len() - deleted) as u64);
+    context.metrics.documents(Outcome::Deleted, deleted as u64);
+    context.ledger.acknowledge(batch.iter().map(|write| &write.ticket));
+}
+
+/// Tries until the store has taken the batch (`Ok(Ok)`) or refused it for good (`Ok(Err(reason))`).
+async fn write_until_decided(
+    context: &Context,
+    points: Vec<PointWrite>,
+) -> Result<Result<(), String>, PipelineError> {
+    let mut backoff = SHORTEST_BACKOFF;
+    let started = Instant::now();
+    let mut logged: Option<Instant> = None;
+    loop {
+        let failure = match context.store.write(points.clone()).await {
+            Ok(()) => {
+                if logged.is_some() {
+                    tracing::info!(seconds = started.elapsed().as_secs_f32(), "the store takes writes again");
+                }
+                context.metrics.stage(Stage::Write, started.elapsed());
+                context.metrics.store_paused(false);
+                return Ok(Ok(()));
+            }
+            Err(StoreError::Rejected(reason)) => return Ok(Err(reason)),
+            Err(fatal @ StoreError::Fatal(_)) => return Err(PipelineError::Store(fatal)),
+            Err(failure) => failure,
+        };
+        context.metrics.store_retry();
+        context.metrics.store_paused(matches!(failure, StoreError::Full(_)));
+        if logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
+            logged = Some(Instant::now());
+            tracing::warn!(
+                error = %failure,
+                points = points.len(),
+                seconds = started.elapsed().as_secs_f32(),
+                "a write failed and is tried again; consumption pauses when the budget is used up"
+            );
+        }
+        // Full jitter: workers that lost the same store must not come back in step.
+        let pause = backoff.mul_f64(rand::random_range(0.5..1.0));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = context.abandoned.cancelled() => return Err(PipelineError::Abandoned),
+        }
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+    }
+}

@@ -1,0 +1,174 @@
+//! All settings of the worker, composed of what each stage owns.
+//!
+//! Settings are read once, at the edge; stages get built values. The only place that names `config`.
+
+mod load;
+
+use std::path::PathBuf;
+
+pub use load::{DEFAULT_TOML, Origins};
+
+use crate::bounds::Violation;
+use crate::decode::DecodeSettings;
+use crate::kafka::{DeadLetterSettings, KafkaSettings};
+use crate::batch::BatchSettings;
+use crate::model::ModelSettings;
+use crate::pipeline::PipelineSettings;
+use crate::score::TaggingSettings;
+use crate::source::BackfillSettings;
+use crate::store::StoreSettings;
+use crate::telemetry::{AdminSettings, LogSettings};
+
+/// Everything that can be configured; each field is a section of `config/default.toml`.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Broker, topics, group.
+    pub kafka: KafkaSettings,
+    /// Where refused records go.
+    pub dead_letter: DeadLetterSettings,
+    /// How records become documents.
+    pub decode: DecodeSettings,
+    /// Taxonomy, thresholds, prompt.
+    pub tagging: TaggingSettings,
+    /// How documents are grouped for the model.
+    pub batch: BatchSettings,
+    /// Bundle, device, threads.
+    pub model: ModelSettings,
+    /// Collection and how it is written.
+    pub store: StoreSettings,
+    /// Bounds of the whole.
+    pub pipeline: PipelineSettings,
+    /// Bounded runs.
+    pub backfill: BackfillSettings,
+    /// Health and metrics.
+    pub admin: AdminSettings,
+    /// Log lines.
+    pub log: LogSettings,
+}
+
+impl Settings {
+    /// Reads all origins, checks names, types and bounds.
+    ///
+    /// # Errors
+    /// The first key that does not exist or cannot be read, or all values that are out of bounds;
+    /// each with the key, the value, where it came from and what is allowed.
+    pub fn load(origins: &Origins) -> Result<Self, SettingsError> {
+        let tree = load::Tree::load(origins)?;
+        let settings = Self {
+            kafka: tree.section("kafka")?,
+            dead_letter: tree.section("dead_letter")?,
+            decode: tree.section("decode")?,
+            tagging: tree.section("tagging")?,
+            batch: tree.section("batch")?,
+            model: tree.section("model")?,
+            store: tree.section("store")?,
+            pipeline: tree.section("pipeline")?,
+            backfill: tree.section("backfill")?,
+            admin: tree.section("admin")?,
+            log: tree.section("log")?,
+        };
+        settings.check(&tree)?;
+        Ok(settings)
+    }
+
+    fn check(&self, tree: &load::Tree) -> Result<(), SettingsError> {
+        let mut out_of_bounds = Vec::new();
+        let mut gather = |section: &str, check: &dyn Fn(&mut Vec<Violation>)| {
+            let mut violations = Vec::new();
+            check(&mut violations);
+            out_of_bounds.extend(violations.into_iter().map(|violation| OutOfBounds {
+                origin: tree.origin(section, &violation.key),
+                key: format!("{section}.{}", violation.key),
+                value: if load::is_secret(&violation.key) {
+                    "(secret)".to_owned()
+                } else {
+                    violation.value
+                },
+                allowed: violation.allowed,
+            }));
+        };
+        gather("kafka", &|violations| self.kafka.validate(violations));
+        gather("dead_letter", &|violations| self.dead_letter.validate(violations));
+        gather("decode", &|violations| self.decode.validate(violations));
+        gather("tagging", &|violations| self.tagging.validate(violations));
+        gather("batch", &|violations| self.batch.validate(violations));
+        gather("model", &|violations| self.model.validate(violations));
+        gather("store", &|violations| self.store.validate(violations));
+        gather("pipeline", &|violations| self.pipeline.validate(violations));
+        gather("backfill", &|violations| self.backfill.validate(violations));
+        gather("admin", &|violations| self.admin.validate(violations));
+        gather("log", &|violations| self.log.validate(violations));
+        if out_of_bounds.is_empty() {
+            Ok(())
+        } else {
+            Err(SettingsError::OutOfBounds(out_of_bounds))
+        }
+    }
+}
+
+/// A value outside what its key allows, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` is {value:?} (from {origin}); allowed is {allowed}")]
+pub struct OutOfBounds {
+    /// Full key.
+    pub key: String,
+    /// The value; never a secret.
+    pub value: String,
+    /// File or environment variable.
+    pub origin: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A file that was named is not there.
+    #[error("the configuration file {} does not exist or is no file", file.display())]
+    MissingFile {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A file that is no TOML.
+    #[error("{origin} cannot be read: {reason}")]
+    Unreadable {
+        /// File or environment variable.
+        origin: String,
+        /// What the parser said, with line and column.
+        reason: String,
+    },
+    /// A key that does not exist.
+    #[error(
+        "there is no setting `{key}` (from {origin}){}",
+        match nearest {
+            Some(nearest) => format!("; did you mean `{nearest}`?"),
+            None => "; config/default.toml lists all of them".to_owned(),
+        }
+    )]
+    UnknownKey {
+        /// Full key.
+        key: String,
+        /// File or environment variable.
+        origin: String,
+        /// The key that was probably meant.
+        nearest: Option<String>,
+    },
+    /// A value of another type.
+    #[error("`{key}` is {value:?} (from {origin}): {reason}")]
+    WrongType {
+        /// Full key.
+        key: String,
+        /// The value; never a secret.
+        value: String,
+        /// File or environment variable.
+        origin: String,
+        /// What was expected.
+        reason: String,
+    },
+    /// Values out of bounds, all of them.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    OutOfBounds(Vec<OutOfBounds>),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,558 @@
+//! The embedded store's engine, as the one thread uses it: opens and creates the shard, applies
+//! writes, answers questions, keeps log and segments in bounds, and survives the engine's panics.
+//!
+//! What the engine (qdrant-edge 0.7.2) leaves to its caller, read in its source and held by tests:
+//! `flush` panics on an I/O error; opening does not replay the log; nothing trims the log; after an
+//! error of the kind "service" a segment refuses writes until the shard is opened anew.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use qdrant_edge::{
+    CountRequest, CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard,
+    EdgeVectorParams, FieldIndexOperations, NamedQuery, OperationError, PayloadFieldSchema,
+    PointIdsList, PointInsertOperations, PointOperations, QueryEnum, QueryRequest, ScoringQuery,
+    UpdateOperation, VectorInternal, VectorOperations, WithPayloadInterface, WithVector,
+};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::document::{DocumentId, Version};
+use crate::store::batch::prepare;
+use crate::store::embedded::convert;
+use crate::store::embedded::folder::{Folder, is_full};
+use crate::store::point::{is_marker, key};
+use crate::store::version::{may_replace, read_version};
+use crate::store::{
+    CollectionInfo, CollectionSpec, IndexKind, PointFilter, PointWrite, SearchHit, StoreError,
+    StoreSettings,
+};
+
+/// Writes after which the segments are looked at: removed points are cleaned up, the graph is built.
+const OPTIMISE_EVERY_POINTS: usize = 50_000;
+/// How often the size of the log is looked at.
+const LOG_CHECK_EVERY: Duration = Duration::from_secs(1);
+const MEGABYTE: u64 = 1_000_000;
+const KILOBYTE: usize = 1024;
+
+pub(super) struct Engine {
+    folder: Folder,
+    limits: Limits,
+    state: State,
+    written_since_optimise: usize,
+    log_checked: Instant,
+}
+
+struct Limits {
+    min_free_bytes: u64,
+    max_log_bytes: u64,
+    graph_from_points: usize,
+}
+
+enum State {
+    /// The collection has not been created.
+    Absent,
+    Open(Collection),
+    /// Closed after an error that opening anew mends.
+    Suspended,
+    /// Closed for good.
+    Failed(StoreError),
+}
+
+struct Collection {
+    shard: EdgeShard,
+    vector_name: String,
+    vector_size: usize,
+}
+
+/// What is known of a stored point before it is written over.
+struct Stored {
+    version: Option<Version>,
+    marker: bool,
+}
+
+impl Engine {
+    pub(super) fn open(settings: &StoreSettings) -> Result<Self, StoreError> {
+        let folder = Folder::open(&settings.path, &settings.collection)?;
+        let mut engine = Self {
+            folder,
+            limits: Limits {
+                min_free_bytes: settings.min_free_mb * MEGABYTE,
+                max_log_bytes: settings.max_log_mb * MEGABYTE,
+                graph_from_points: settings.graph_from_points,
+            },
+            state: State::Absent,
+            written_since_optimise: 0,
+            log_checked: Instant::now(),
+        };
+        if engine.folder.has_shard() {
+            engine.state = State::Open(engine.load()?);
+        }
+        Ok(engine)
+    }
+
+    /// Opens the shard, its log trimmed first.
+    fn load(&self) -> Result<Collection, StoreError> {
+        self.folder.trim_log()?;
+        let path = self.folder.shard();
+        let shard = guard(|| EdgeShard::load(&path, None)).map_err(|error| match error {
+            StoreError::Full(reason) => StoreError::Full(reason),
+            StoreError::Transient(reason)
+            | StoreError::Rejected(reason)
+            | StoreError::Fatal(reason) => StoreError::Fatal(format!(
+                "cannot open the embedded store in {}: {reason}; if the folder is damaged, move it \
+                 away and run a backfill",
+                path.display()
+            )),
+        })?;
+        let found = {
+            let config = shard.config();
+            let mut vectors = config.vectors.iter();
+            match (vectors.next(), vectors.next()) {
+                (Some((name, params)), None) => Some((name.clone(), params.size)),
+                _ => None,
+            }
+        };
+        let Some((vector_name, vector_size)) = found else {
+            return Err(StoreError::Fatal(format!(
+                "{} does not hold exactly one vector per point; it was not made by this program",
+                path.display()
+            )));
+        };
+        self.set_optimizers(&shard, vector_size)?;
+        Ok(Collection {
+            shard,
+            vector_name,
+            vector_size,
+        })
+    }
+
+    /// The graph's threshold follows the settings, not those of the day of creation.
+    fn set_optimizers(&self, shard: &EdgeShard, vector_size: usize) -> Result<(), StoreError> {
+        let optimizers = self.optimizers(vector_size);
+        if shard.config().optimizers == optimizers {
+            return Ok(());
+        }
+        guard(|| shard.set_optimizers_config(optimizers))
+    }
+
+    fn optimizers(&self, vector_size: usize) -> EdgeOptimizersConfig {
+        let bytes = self.limits.graph_from_points * vector_size * size_of::<f32>();
+        EdgeOptimizersConfig {
+            // The engine takes 0 for never.
+            indexing_threshold: Some(bytes.div_ceil(KILOBYTE)),
+            default_segment_number: Some(1),
+            ..EdgeOptimizersConfig::default()
+        }
+    }
+
+    /// The open collection; opens it anew where an error closed it.
+    fn collection_mut(&mut self) -> Result<&mut Collection, StoreError> {
+        if matches!(self.state, State::Suspended) {
+            self.state = State::Open(self.load()?);
+        }
+        match &mut self.state {
+            State::Open(collection) => Ok(collection),
+            State::Failed(error) => Err(error.clone()),
+            State::Absent | State::Suspended => Err(StoreError::Fatal(format!(
+                "the collection {:?} does not exist; create it with `tcbert-worker migrate apply` \
+                 or set store.apply_migrations",
+                self.folder.collection()
+            ))),
+        }
+    }
+
+    /// Applies a batch without flushing it.
+    pub(super) fn apply(&mut self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
+        self.check_room()?;
+        let collection = self.collection_mut()?;
+        let batch = prepare(batch, collection.vector_size)?;
+        let points = batch.len();
+        let result = collection.apply(batch);
+        self.written_since_optimise += points;
+        self.heed(result)
+    }
+
+    /// Makes what was applied durable.
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+        let result = match &self.state {
+            State::Open(collection) => guard(|| {
+                collection.shard.flush();
+                Ok(())
+            }),
+            // What the closing did not flush, it may have lost.
+            State::Suspended => Err(StoreError::Transient(
+                "the embedded store was opened anew after an error".into(),
+            )),
+            State::Failed(error) => Err(error.clone()),
+            State::Absent => Ok(()),
+        };
+        self.heed(result)
+    }
+
+    /// A write into a full disk would end the process (the engine maps its files), so that room is
+    /// made sure of before.
+    fn check_room(&self) -> Result<(), StoreError> {
+        if self.limits.min_free_bytes == 0 {
+            return Ok(());
+        }
+        let free = self.folder.free_bytes()?;
+        if free >= self.limits.min_free_bytes {
+            return Ok(());
+        }
+        Err(StoreError::Full(format!(
+            "{} MB are free on the disk of the embedded store, store.min_free_mb asks for {}",
+            free / MEGABYTE,
+            self.limits.min_free_bytes / MEGABYTE
+        )))
+    }
+
+    /// Closes the shard after an error that it does not recover from by itself.
+    fn heed<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &result {
+            Ok(_) | Err(StoreError::Rejected(_)) => {}
+            Err(StoreError::Transient(_) | StoreError::Full(_)) => self.suspend(State::Suspended),
+            Err(error @ StoreError::Fatal(_)) => self.suspend(State::Failed(error.clone())),
+        }
+        result
+    }
+
+    fn suspend(&mut self, state: State) {
+        if let State::Open(collection) = std::mem::replace(&mut self.state, state)
+            && let Err(error) = collection.close()
+        {
+            tracing::warn!(%error, "the embedded store did not close cleanly");
+        }
+    }
+
+    /// Keeps log and segments in bounds; called between groups of writes. Errors show themselves at
+    /// the next write.
+    pub(super) fn maintain(&mut self) {
+        if self.log_checked.elapsed() >= LOG_CHECK_EVERY {
+            self.log_checked = Instant::now();
+            if self.folder.log_bytes() > self.limits.max_log_bytes {
+                self.suspend(State::Suspended);
+                if let Err(error) = self.collection_mut() {
+                    tracing::warn!(%error, "cannot open the embedded store anew");
+                }
+            }
+        }
+        if self.written_since_optimise >= OPTIMISE_EVERY_POINTS {
+            self.written_since_optimise = 0;
+            if let Err(error) = self.optimise() {
+                tracing::warn!(%error, "cannot optimise the embedded store");
+            }
+        }
+    }
+
+    fn optimise(&mut self) -> Result<(), StoreError> {
+        let collection = self.collection_mut()?;
+        let started = Instant::now();
+        let result = guard(|| collection.shard.optimize());
+        if matches!(result, Ok(true)) {
+            tracing::info!(
+                seconds = started.elapsed().as_secs_f64(),
+                "embedded store optimised"
+            );
+        }
+        self.heed(result.map(drop))
+    }
+
+    pub(super) fn search(
+        &mut self,
+        vector: Vec<f32>,
+        wanted: &PointFilter,
+        limit: usize,
+    ) -> Result<Vec<SearchHit>, StoreError> {
+        let collection = self.collection_mut()?;
+        if vector.len() != collection.vector_size {
+            return Err(StoreError::Rejected(format!(
+                "a query of {} numbers for vectors of {}",
+                vector.len(),
+                collection.vector_size
+            )));
+        }
+        let request = QueryRequest {
+            prefetches: Vec::new(),
+            query: Some(ScoringQuery::Vector(QueryEnum::Nearest(NamedQuery {
+                query: VectorInternal::Dense(vector),
+                using: Some(collection.vector_name.clone()),
+            }))),
+            filter: Some(convert::matching(wanted)?),
+            score_threshold: None,
+            limit,
+            offset: 0,
+            params: None,
+            with_vector: WithVector::Bool(false),
+            with_payload: WithPayloadInterface::Bool(true),
+        };
+        let found = guard(|| collection.shard.query(request))?;
+        Ok(found
+            .into_iter()
+            .map(|point| SearchHit {
+                point_id: convert::uuid(point.id),
+                score: point.score,
+                payload: convert::payload(point.payload),
+            })
+            .collect())
+    }
+
+    pub(super) fn count(&mut self, wanted: &PointFilter) -> Result<u64, StoreError> {
+        let filter = convert::matching(wanted)?;
+        self.collection_mut()?.count(filter)
+    }
+
+    pub(super) fn fetch(
+        &mut self,
+        id: &DocumentId,
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        let ids = [convert::point_id(id.point_id())];
+        let collection = self.collection_mut()?;
+        let found = guard(|| collection.shard.retrieve(&ids, None, None))?;
+        Ok(found
+            .into_iter()
+            .next()
+            .map(|record| convert::payload(record.payload)))
+    }
+
+    pub(super) fn remove_markers(&mut self, before: jiff::Timestamp) -> Result<u64, StoreError> {
+        let filter = convert::markers_before(before)?;
+        let collection = self.collection_mut()?;
+        let markers = collection.count(filter.clone())?;
+        if markers > 0 {
+            let operation =
+                UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(filter));
+            let result = collection.update(operation);
+            self.heed(result)?;
+            self.flush()?;
+        }
+        Ok(markers)
+    }
+
+    pub(super) fn describe(&mut self) -> Result<Option<CollectionInfo>, StoreError> {
+        if matches!(self.state, State::Absent) {
+            return Ok(None);
+        }
+        let metadata = self.folder.metadata()?;
+        let name = self.folder.collection().to_owned();
+        let collection = self.collection_mut()?;
+        let info = guard(|| Ok(collection.shard.info()))?;
+        let indexes = info
+            .payload_schema
+            .into_iter()
+            .filter_map(|(key, index)| {
+                Some((key.to_string(), convert::index_kind(index.data_type)?))
+            })
+            .collect();
+        Ok(Some(CollectionInfo {
+            name,
+            vector_size: collection.vector_size,
+            vector_name: collection.vector_name.clone(),
+            // The only one that `create` knows and `load` finds.
+            distance: "Cosine".into(),
+            points: info.points_count as u64,
+            indexes,
+            metadata,
+            limits: Vec::new(),
+        }))
+    }
+
+    pub(super) fn create(&mut self, spec: &CollectionSpec) -> Result<(), StoreError> {
+        if !matches!(self.state, State::Absent) {
+            return Err(StoreError::Fatal(format!(
+                "the collection {:?} exists already",
+                self.folder.collection()
+            )));
+        }
+        let path = self.folder.shard();
+        std::fs::create_dir_all(&path).map_err(|error| {
+            StoreError::Fatal(format!("cannot make {}: {error}", path.display()))
+        })?;
+        let params = EdgeVectorParams::builder(spec.vector_size, Distance::Cosine)
+            .on_disk(true)
+            .build();
+        let config = EdgeConfig::builder()
+            .vector(spec.vector_name.as_str(), params)
+            .on_disk_payload(true)
+            .optimizers(self.optimizers(spec.vector_size))
+            .build();
+        let shard = guard(|| EdgeShard::new(&path, config))?;
+        self.state = State::Open(Collection {
+            shard,
+            vector_name: spec.vector_name.clone(),
+            vector_size: spec.vector_size,
+        });
+        self.flush()
+    }
+
+    pub(super) fn remove(&mut self) -> Result<(), StoreError> {
+        self.suspend(State::Absent);
+        self.folder.remove_shard()
+    }
+
+    pub(super) fn create_index(&mut self, key: &str, kind: IndexKind) -> Result<(), StoreError> {
+        let index = FieldIndexOperations::CreateIndex(CreateIndex {
+            field_name: convert::path(key)?,
+            field_schema: Some(PayloadFieldSchema::FieldType(convert::schema(kind))),
+        });
+        self.change_index(index)
+    }
+
+    pub(super) fn drop_index(&mut self, key: &str) -> Result<(), StoreError> {
+        self.change_index(FieldIndexOperations::DeleteIndex(convert::path(key)?))
+    }
+
+    fn change_index(&mut self, operation: FieldIndexOperations) -> Result<(), StoreError> {
+        let collection = self.collection_mut()?;
+        let result = collection.update(UpdateOperation::FieldIndexOperation(operation));
+        self.heed(result)?;
+        self.flush()
+    }
+
+    pub(super) fn write_metadata(
+        &mut self,
+        more: BTreeMap<String, Value>,
+    ) -> Result<(), StoreError> {
+        let mut metadata = self.folder.metadata()?;
+        metadata.extend(more);
+        self.folder.write_metadata(&metadata)
+    }
+
+    pub(super) fn alias(&mut self, alias: &str) -> Result<Option<String>, StoreError> {
+        self.folder.alias(alias)
+    }
+
+    pub(super) fn set_alias(
+        &mut self,
+        alias: &str,
+        collection: Option<String>,
+    ) -> Result<(), StoreError> {
+        self.folder.set_alias(alias, collection)
+    }
+
+    /// Flushes and closes; the engine is of no use after.
+    pub(super) fn close(&mut self) -> Result<(), StoreError> {
+        let flushed = self.flush();
+        let failed = State::Failed(StoreError::Fatal("the store has been closed".into()));
+        if let State::Open(collection) = std::mem::replace(&mut self.state, failed) {
+            flushed.and(collection.close())
+        } else {
+            flushed
+        }
+    }
+}
+
+impl Collection {
+    fn update(&self, operation: UpdateOperation) -> Result<(), StoreError> {
+        guard(|| self.shard.update(operation))
+    }
+
+    fn count(&self, filter: qdrant_edge::Filter) -> Result<u64, StoreError> {
+        let request = CountRequest {
+            filter: Some(filter),
+            exact: true,
+        };
+        guard(|| self.shard.count(request)).map(|points| points as u64)
+    }
+
+    /// Writes what is not older than what is there. One thread does all writing, so that nothing
+    /// comes between the look and the write.
+    fn apply(&self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
+        let stored = self.stored(&batch)?;
+        let mut emptied = Vec::new();
+        let mut points = Vec::with_capacity(batch.len());
+        for write in batch {
+            let before = stored.get(&write.id().point_id());
+            let version = before.and_then(|before| before.version.as_ref());
+            if !may_replace(version, write.version()) {
+                continue;
+            }
+            if write.is_tombstone() && before.is_some_and(|before| !before.marker) {
+                emptied.push(convert::point_id(write.id().point_id()));
+            }
+            points.push(convert::point(write, &self.vector_name));
+        }
+        if points.is_empty() {
+            return Ok(());
+        }
+        self.update(UpdateOperation::PointOperation(
+            PointOperations::UpsertPoints(PointInsertOperations::PointsList(points)),
+        ))?;
+        if emptied.is_empty() {
+            return Ok(());
+        }
+        // Where the engine moves a point out of a finished segment it keeps vectors that the new
+        // point lacks; a marker shall not carry the vector of what was deleted.
+        self.update(UpdateOperation::VectorOperation(
+            VectorOperations::DeleteVectors(
+                PointIdsList::from(emptied),
+                vec![self.vector_name.clone()],
+            ),
+        ))
+    }
+
+    fn stored(&self, batch: &[PointWrite]) -> Result<HashMap<Uuid, Stored>, StoreError> {
+        let ids: Vec<_> = batch
+            .iter()
+            .map(|write| convert::point_id(write.id().point_id()))
+            .collect();
+        let keys = [
+            key::VERSION,
+            key::KAFKA_TOPIC,
+            key::KAFKA_PARTITION,
+            key::KAFKA_OFFSET,
+            key::DELETED,
+        ];
+        let fields = keys
+            .into_iter()
+            .map(convert::path)
+            .collect::<Result<_, _>>()?;
+        let fields = WithPayloadInterface::Fields(fields);
+        let found = guard(|| self.shard.retrieve(&ids, Some(fields), None))?;
+        Ok(found
+            .into_iter()
+            .map(|record| {
+                let payload = convert::payload(record.payload);
+                let stored = Stored {
+                    version: read_version(&payload),
+                    marker: is_marker(&payload),
+                };
+                (convert::uuid(record.id), stored)
+            })
+            .collect())
+    }
+
+    /// Dropping the shard flushes it, and panics where that fails.
+    fn close(self) -> Result<(), StoreError> {
+        guard(|| {
+            drop(self.shard);
+            Ok(())
+        })
+    }
+}
+
+/// Calls the engine; a panic of its own becomes an error. What it was doing then is unknown, so
+/// that the shard is closed after (see [`Engine::heed`]).
+fn guard<T>(call: impl FnOnce() -> Result<T, OperationError>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| convert::error(&error)),
+        Err(panic) => {
+            let text = panic_text(&*panic);
+            Err(if is_full(&text) {
+                StoreError::Full(text)
+            } else {
+                StoreError::Fatal(format!("the engine of the embedded store failed: {text}"))
+            })
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "panic without a message".into())
+}

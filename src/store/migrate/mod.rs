@@ -1,0 +1,355 @@
+//! Migrations: what a collection should be (`declaration`), what is missing (`plan`, pure), and doing it.
+//!
+//! A migration says how things shall be, not how to get there: the plan compares it with what the
+//! collection is, so that applying twice changes nothing and a half-applied one is completed. What was
+//! applied, and which model's vectors the collection holds, is recorded in the collection's own
+//! metadata (on a server: the collection's metadata; embedded: `collection.json` in its folder), so
+//! that the record is moved, copied and deleted together with what it speaks of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::store::{Expectation, Store, StoreError, StoreKind, StoreSettings};
+
+mod declaration;
+mod plan;
+
+pub use declaration::Migration;
+pub use plan::{MigrationState, Plan, Step};
+
+/// Metadata key of the record of applied migrations.
+const APPLIED_KEY: &str = "tcbert_worker_migrations";
+/// Metadata key of the embedding fingerprint.
+const FINGERPRINT_KEY: &str = "tcbert_worker_embedding_fingerprint";
+
+/// What migrations lead to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Which store, because not every index is needed in each.
+    pub kind: StoreKind,
+    /// Collection as configured.
+    pub collection: String,
+    /// Alias as configured; empty for none.
+    pub alias: String,
+    /// Vector and space.
+    pub expectation: Expectation,
+}
+
+impl Target {
+    /// What `settings` ask for, with this model.
+    pub fn new(settings: &StoreSettings, expectation: Expectation) -> Self {
+        Self {
+            kind: settings.kind,
+            collection: settings.collection.clone(),
+            alias: settings.alias.clone(),
+            expectation,
+        }
+    }
+}
+
+/// One line of the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The migration's number.
+    pub number: u32,
+    /// The migration's name.
+    pub name: String,
+    /// When it was applied.
+    #[serde(with = "rfc3339")]
+    pub at: jiff::Timestamp,
+}
+
+/// Times in the record, as text.
+mod rfc3339 {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        at: &jiff::Timestamp,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(at)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<jiff::Timestamp, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+/// How far `apply` may go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ApplyOptions {
+    /// Take the alias from another collection; otherwise it stays there.
+    pub switch_alias: bool,
+}
+
+/// How far `rollback` may go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RollbackOptions {
+    /// Delete a collection that holds points.
+    pub delete_points: bool,
+}
+
+/// Why a collection cannot be brought to what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MigrateError {
+    /// The collection has not been created.
+    #[error(
+        "the collection {collection:?} does not exist; create it with `tcbert-worker migrate apply` \
+         or set store.apply_migrations"
+    )]
+    Missing {
+        /// Its name.
+        collection: String,
+    },
+    /// Vectors of this model do not fit.
+    #[error(
+        "the collection {collection:?} holds vectors of {found} numbers, this model makes {wanted}; \
+         set store.collection to a new name and run a backfill, or use the model that filled it"
+    )]
+    VectorSize {
+        /// Its name.
+        collection: String,
+        /// Width in the collection.
+        found: usize,
+        /// Width of the model.
+        wanted: usize,
+    },
+    /// Vectors are compared in a way that is not cosine.
+    #[error(
+        "the collection {collection:?} compares vectors by {found}, this program needs Cosine; set \
+         store.collection to a new name"
+    )]
+    Distance {
+        /// Its name.
+        collection: String,
+        /// What it uses.
+        found: String,
+    },
+    /// Vectors of another model, prompt or whitening are in it.
+    #[error(
+        "the collection {collection:?} holds vectors of another model, prompt or whitening \
+         (embedding fingerprint {found}, now {wanted}), and the two do not mix; set \
+         store.collection to a new name and run a backfill, or go back to what filled it"
+    )]
+    Fingerprint {
+        /// Its name.
+        collection: String,
+        /// What it was filled with.
+        found: String,
+        /// What would fill it now.
+        wanted: String,
+    },
+    /// The server's limits forbid what the worker does.
+    #[error("strict mode of the collection {collection:?} forbids our requests: {limits}")]
+    Limits {
+        /// Its name.
+        collection: String,
+        /// The limits, each with what to do.
+        limits: String,
+    },
+    /// The record says something that this program does not know.
+    #[error(
+        "the collection {collection:?} was migrated by a newer version of this program (migration \
+         {number}); use that version"
+    )]
+    Newer {
+        /// Its name.
+        collection: String,
+        /// The unknown migration.
+        number: u32,
+    },
+    /// Rolling back would delete points.
+    #[error(
+        "rolling back would delete the collection {collection:?} with its {points} points; say so \
+         with --delete-points"
+    )]
+    WouldDelete {
+        /// Its name.
+        collection: String,
+        /// Points in it.
+        points: u64,
+    },
+    /// A file of `migrations/` is wrong.
+    #[error("a migration cannot be read: {0}")]
+    Declaration(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<MigrateError> for StoreError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Store(error) => error,
+            other => Self::Fatal(other.to_string()),
+        }
+    }
+}
+
+/// What has been applied and what is missing.
+///
+/// # Errors
+/// A collection that can never become what it should be, or a store that fails.
+pub async fn plan(store: &dyn Store, target: &Target) -> Result<Plan, MigrateError> {
+    let migrations =
+        declaration::all().map_err(|error| MigrateError::Declaration(error.to_string()))?;
+    let found = store.collection().await?;
+    let alias = match target.alias.as_str() {
+        "" => None,
+        alias => store.admin().alias(alias.to_owned()).await?,
+    };
+    plan::compare(migrations, found, alias, target)
+}
+
+/// Applies what is missing; gives what was done, nothing where nothing was missing.
+///
+/// # Errors
+/// As [`plan`].
+pub async fn apply(
+    store: &dyn Store,
+    target: &Target,
+    options: ApplyOptions,
+    now: jiff::Timestamp,
+) -> Result<Vec<Step>, MigrateError> {
+    let plan = plan(store, target).await?;
+    let mut done = Vec::new();
+    for step in plan.steps() {
+        if matches!(step, Step::MoveAlias { .. }) && !options.switch_alias {
+            tracing::info!(alias = target.alias, %step, "left where it is");
+            continue;
+        }
+        take(store, target, step).await?;
+        tracing::info!(collection = target.collection, %step, "migrated");
+        done.push(step.clone());
+    }
+    if !done.is_empty() || plan.needs_record() {
+        record(store, target, &plan, now).await?;
+    }
+    // What the plan could not see in a collection that did not exist.
+    check(store, target).await?;
+    Ok(done)
+}
+
+async fn take(store: &dyn Store, target: &Target, step: &Step) -> Result<(), StoreError> {
+    let admin = store.admin();
+    match step {
+        Step::CreateCollection { .. } => {
+            admin
+                .create_collection(target.expectation.vector.clone())
+                .await
+        }
+        Step::CreateIndex { key, kind } => admin.create_index(key.clone(), *kind).await,
+        Step::CreateAlias { collection } | Step::MoveAlias { collection, .. } => {
+            admin
+                .set_alias(target.alias.clone(), Some(collection.clone()))
+                .await
+        }
+    }
+}
+
+async fn record(
+    store: &dyn Store,
+    target: &Target,
+    plan: &Plan,
+    now: jiff::Timestamp,
+) -> Result<(), MigrateError> {
+    let applied: Vec<Applied> = plan
+        .migrations
+        .iter()
+        .map(|state| Applied {
+            number: state.migration.number,
+            name: state.migration.name.clone(),
+            at: state.applied_at.unwrap_or(now),
+        })
+        .collect();
+    let applied = serde_json::to_value(applied)
+        .map_err(|error| MigrateError::Declaration(error.to_string()))?;
+    let fingerprint = Value::from(target.expectation.embedding_fingerprint.as_str());
+    let metadata = BTreeMap::from([
+        (APPLIED_KEY.to_owned(), applied),
+        (FINGERPRINT_KEY.to_owned(), fingerprint),
+    ]);
+    Ok(store.admin().write_metadata(metadata).await?)
+}
+
+/// Refuses a collection that does not fit; what is merely missing (an index, an alias) is logged.
+///
+/// # Errors
+/// [`MigrateError`] with what to do.
+pub async fn check(store: &dyn Store, target: &Target) -> Result<(), MigrateError> {
+    let plan = plan(store, target).await?;
+    for step in plan.steps() {
+        match step {
+            Step::CreateCollection { .. } => {
+                return Err(MigrateError::Missing {
+                    collection: target.collection.clone(),
+                });
+            }
+            Step::MoveAlias { .. } => {}
+            Step::CreateIndex { .. } | Step::CreateAlias { .. } => {
+                tracing::warn!(%step, "pending, see `tcbert-worker migrate status`");
+            }
+        }
+    }
+    if plan.limits.is_empty() {
+        return Ok(());
+    }
+    Err(MigrateError::Limits {
+        collection: target.collection.clone(),
+        limits: plan.limits.join("; "),
+    })
+}
+
+/// Takes back the newest applied migration; gives its number, `None` where none is applied.
+/// Points are deleted only if `options` say so.
+///
+/// # Errors
+/// [`MigrateError::WouldDelete`], or a store that fails.
+pub async fn rollback(
+    store: &dyn Store,
+    target: &Target,
+    options: RollbackOptions,
+) -> Result<Option<u32>, MigrateError> {
+    let plan = plan(store, target).await?;
+    let mut states = plan.migrations.iter().rev();
+    let Some(last) = states.find(|state| state.applied_at.is_some()) else {
+        return Ok(None);
+    };
+    let admin = store.admin();
+    let migration = &last.migration;
+    let number = migration.number;
+    if migration.collection.is_some() && plan.points > 0 && !options.delete_points {
+        return Err(MigrateError::WouldDelete {
+            collection: target.collection.clone(),
+            points: plan.points,
+        });
+    }
+    if migration.alias.is_some() && plan.alias.as_ref() == Some(&plan.collection) {
+        admin.set_alias(target.alias.clone(), None).await?;
+    }
+    if migration.collection.is_some() {
+        admin.drop_collection().await?;
+        return Ok(Some(number));
+    }
+    for index in &migration.indexes {
+        admin.drop_index(index.key.clone()).await?;
+    }
+    let left: Vec<Applied> = plan
+        .applied
+        .iter()
+        .filter(|applied| applied.number != number)
+        .cloned()
+        .collect();
+    let left =
+        serde_json::to_value(left).map_err(|error| MigrateError::Declaration(error.to_string()))?;
+    let metadata = BTreeMap::from([(APPLIED_KEY.to_owned(), left)]);
+    admin.write_metadata(metadata).await?;
+    Ok(Some(number))
+}

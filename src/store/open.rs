@@ -1,0 +1,57 @@
+//! Opens the store that the settings name and makes sure that it fits, before anything is written.
+
+use std::sync::Arc;
+
+use crate::store::embedded::EmbeddedStore;
+use crate::store::migrate::{self, ApplyOptions};
+use crate::store::qdrant::QdrantStore;
+use crate::store::{CollectionSpec, Store, StoreError, StoreKind, StoreSettings};
+
+/// What the collection must be for this model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expectation {
+    /// Name and width of the vectors, from the bundle.
+    pub vector: CollectionSpec,
+    /// Which space the vectors lie in; vectors of two spaces do not mix.
+    pub embedding_fingerprint: String,
+}
+
+/// Connects without looking at the collection, which need not exist: what `migrate` works with.
+///
+/// # Errors
+/// [`StoreError::Fatal`] with what to do, within 30 seconds.
+pub async fn connect(settings: &StoreSettings) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match settings.kind {
+        StoreKind::Embedded => Arc::new(EmbeddedStore::open(settings).await?),
+        StoreKind::Qdrant => Arc::new(QdrantStore::connect(settings).await?),
+    })
+}
+
+/// Connects, applies pending migrations if `apply` says so, and refuses a collection that does not fit.
+///
+/// # Errors
+/// [`StoreError::Fatal`] with what to do: unreachable, missing collection, other vector size, another
+/// model's vectors, limits of the server that our requests would break.
+pub async fn open(
+    settings: &StoreSettings,
+    expectation: &Expectation,
+    apply: bool,
+    now: jiff::Timestamp,
+) -> Result<Arc<dyn Store>, StoreError> {
+    let store = connect(settings).await?;
+    let target = migrate::Target::new(settings, expectation.clone());
+    let prepared = if apply {
+        let options = ApplyOptions::default();
+        migrate::apply(&*store, &target, options, now)
+            .await
+            .map(drop)
+    } else {
+        migrate::check(&*store, &target).await
+    };
+    if let Err(error) = prepared {
+        // The reason for giving up is the one to report.
+        let _ = store.close().await;
+        return Err(error.into());
+    }
+    Ok(store)
+}

@@ -1,0 +1,166 @@
+//! What an answer of the server means for the batch: the table from statuses to [`StoreError`]. Pure.
+
+use qdrant_client::QdrantError;
+use qdrant_client::qdrant::{PointsOperationResponse, UpdateStatus};
+use tonic::{Code, Status};
+
+use crate::store::StoreError;
+
+/// Signs of a full or locked server, in its own words.
+const FULL: [&str; 10] = [
+    "No space left on device",
+    "not enough space",
+    "not enough free disk",
+    "Not enough space available",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "write lock",
+    "Max vector storage size",
+    "Max payload storage size",
+    "Max points",
+];
+/// Signs of a request that is too large, which some proxies answer as exhausted resources.
+const TOO_LARGE: [&str; 2] = ["larger than max", "message length too large"];
+
+pub(super) fn from_client(error: QdrantError) -> StoreError {
+    match error {
+        QdrantError::ResponseError { status }
+        | QdrantError::ResourceExhaustedError { status, .. } => from_status(&status),
+        QdrantError::Io(error) => StoreError::Transient(error.to_string()),
+        QdrantError::InvalidUri(error) => StoreError::Fatal(format!("store.url: {error}")),
+        other => StoreError::Fatal(other.to_string()),
+    }
+}
+
+pub(super) fn from_status(status: &Status) -> StoreError {
+    let text = describe(status);
+    let says = |signs: &[&str]| {
+        let message = status.message().to_ascii_lowercase();
+        signs
+            .iter()
+            .any(|sign| message.contains(&sign.to_ascii_lowercase()))
+    };
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied if !says(&FULL) => StoreError::Fatal(
+            format!("the store refuses our credentials ({text}); check store.api_key"),
+        ),
+        _ if says(&FULL) => StoreError::Full(text),
+        _ if says(&TOO_LARGE) => StoreError::Rejected(text),
+        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
+            StoreError::Rejected(text)
+        }
+        Code::NotFound => StoreError::Fatal(format!(
+            "the collection is gone ({text}); create it with `tcbert-worker migrate apply`"
+        )),
+        Code::Unimplemented | Code::DataLoss | Code::AlreadyExists => StoreError::Fatal(text),
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::Unauthenticated
+        | Code::PermissionDenied => StoreError::Transient(text),
+    }
+}
+
+/// Code and message; the metadata may hold what no log shall show.
+fn describe(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+/// Whether an answer without error says that the write is done: only Completed does.
+pub(super) fn completed(response: &PointsOperationResponse) -> Result<(), StoreError> {
+    let status = response
+        .result
+        .as_ref()
+        .map_or(UpdateStatus::UnknownUpdateStatus, |result| result.status());
+    match status {
+        UpdateStatus::Completed => Ok(()),
+        other => Err(StoreError::Transient(format!(
+            "the write is not known to be done, its status is {}",
+            other.as_str_name()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qdrant_client::qdrant::UpdateResult;
+
+    use super::*;
+
+    fn kind(code: Code, message: &str) -> &'static str {
+        match from_status(&Status::new(code, message)) {
+            StoreError::Transient(_) => "transient",
+            StoreError::Full(_) => "full",
+            StoreError::Rejected(_) => "rejected",
+            StoreError::Fatal(_) => "fatal",
+        }
+    }
+
+    #[test]
+    fn each_status_says_what_to_do() {
+        for (code, message, expected) in [
+            (Code::Unavailable, "connection refused", "transient"),
+            (Code::DeadlineExceeded, "", "transient"),
+            (Code::Cancelled, "Timeout expired", "transient"),
+            (Code::ResourceExhausted, "rate limit", "transient"),
+            (Code::Aborted, "", "transient"),
+            (Code::Internal, "Service internal error", "transient"),
+            (
+                Code::Internal,
+                "No space left on device (os error 28)",
+                "full",
+            ),
+            (
+                Code::InvalidArgument,
+                "Wrong input: Vector dimension error",
+                "rejected",
+            ),
+            (
+                Code::InvalidArgument,
+                "Max vector storage size limit reached",
+                "full",
+            ),
+            (
+                Code::ResourceExhausted,
+                "received message larger than max",
+                "rejected",
+            ),
+            (Code::PermissionDenied, "write lock: disk", "full"),
+            (Code::PermissionDenied, "read-only key", "fatal"),
+            (Code::Unauthenticated, "", "fatal"),
+            (Code::NotFound, "Collection `a` doesn't exist!", "fatal"),
+        ] {
+            assert_eq!(kind(code, message), expected, "{code:?} {message}");
+        }
+    }
+
+    #[test]
+    fn only_completed_is_done() {
+        let answer = |status: UpdateStatus| PointsOperationResponse {
+            result: Some(UpdateResult {
+                operation_id: None,
+                status: status.into(),
+            }),
+            ..PointsOperationResponse::default()
+        };
+        assert_eq!(completed(&answer(UpdateStatus::Completed)), Ok(()));
+        for status in [
+            UpdateStatus::WaitTimeout,
+            UpdateStatus::Acknowledged,
+            UpdateStatus::ClockRejected,
+            UpdateStatus::UnknownUpdateStatus,
+        ] {
+            assert!(matches!(
+                completed(&answer(status)),
+                Err(StoreError::Transient(_))
+            ));
+        }
+        let empty = PointsOperationResponse::default();
+        assert!(completed(&empty).is_err());
+    }
+}

@@ -1,0 +1,649 @@
+//! The Kafka source against librdkafka's mock cluster: what is delivered, committed and handed
+//! over, and what happens where the broker or the offsets are not as they should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tcbert_worker::document::{Receipt, TopicPartition};
+use tcbert_worker::kafka::{
+    EmbeddedBroker, FailingRequest, InjectedError, KafkaSettings, KafkaSource, OnMissingOffset,
+    SampleProducer, SampleRecord,
+};
+use tcbert_worker::source::{
+    CommitMode, CommitOffset, Header, Source, SourceError, SourceEvent, SourceRecord,
+};
+use tcbert_worker::watermark::Watermarks;
+
+const TOPIC: &str = "news";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn settings(brokers: &str) -> KafkaSettings {
+    KafkaSettings {
+        brokers: brokers.to_owned(),
+        topic: TOPIC.to_owned(),
+        group_id: "readers".to_owned(),
+        session_timeout_ms: 6_000,
+        commit_interval_ms: 100,
+        ..KafkaSettings::default()
+    }
+}
+
+fn broker(partitions: i32) -> (EmbeddedBroker, SampleProducer) {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    broker.create_topic(TOPIC, partitions).unwrap();
+    let producer = SampleProducer::new(broker.bootstrap_servers()).unwrap();
+    (broker, producer)
+}
+
+fn records(range: std::ops::Range<usize>, partitions: i32) -> Vec<SampleRecord> {
+    range
+        .map(|n| {
+            let partition = i32::try_from(n).unwrap() % partitions;
+            SampleRecord::new(&format!("doc-{n}"), format!("value {n}")).to_partition(partition)
+        })
+        .collect()
+}
+
+fn keys(range: std::ops::Range<usize>) -> BTreeSet<String> {
+    range.map(|n| format!("doc-{n}")).collect()
+}
+
+/// A pipeline in miniature: takes what is delivered, acknowledges it at once unless told not to.
+struct Reader {
+    source: KafkaSource,
+    events: Receiver<SourceEvent>,
+    watermarks: Watermarks,
+    keys: Vec<String>,
+    records: Vec<SourceRecord>,
+    failure: Option<SourceError>,
+    acknowledges: bool,
+    revoked: usize,
+    lost: usize,
+}
+
+impl Reader {
+    fn start(settings: &KafkaSettings) -> Self {
+        let source = KafkaSource::start(settings).unwrap();
+        Self {
+            events: source.events(),
+            source,
+            watermarks: Watermarks::new(),
+            keys: Vec::new(),
+            records: Vec::new(),
+            failure: None,
+            acknowledges: true,
+            revoked: 0,
+            lost: 0,
+        }
+    }
+
+    fn handle(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Records(records) => {
+                assert!(!records.is_empty());
+                for record in records {
+                    let receipt = record.receipt();
+                    if !self.watermarks.deliver(&receipt) {
+                        continue;
+                    }
+                    if self.acknowledges {
+                        self.watermarks.acknowledge([&receipt]);
+                    }
+                    let key = record.key.clone().unwrap_or_default();
+                    self.keys.push(String::from_utf8(key).unwrap());
+                    self.records.push(record);
+                }
+            }
+            SourceEvent::Assigned {
+                partitions,
+                generation,
+            } => self.watermarks.assign(&partitions, generation),
+            SourceEvent::Revoked { partitions, reply } => {
+                self.revoked += partitions.len();
+                reply.send(self.watermarks.revoke(&partitions)).unwrap();
+            }
+            SourceEvent::Lost { partitions } => {
+                self.lost += partitions.len();
+                self.watermarks.lose(&partitions);
+            }
+            SourceEvent::Ended => panic!("a source without end has ended"),
+            SourceEvent::Failed(error) => self.failure = Some(error),
+        }
+    }
+
+    /// Handles events for a while.
+    fn run_for(&mut self, duration: Duration) {
+        let deadline = Instant::now() + duration;
+        self.run_until(deadline, |_| false);
+    }
+
+    /// Handles events until `done`, and panics where that takes too long.
+    fn run_to(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let reached = self.run_until(Instant::now() + PATIENCE, done);
+        assert!(
+            reached,
+            "{what}: not reached; {} records, failure {:?}, counters {:?}",
+            self.keys.len(),
+            self.failure,
+            self.source.counters()
+        );
+    }
+
+    fn run_until(&mut self, deadline: Instant, done: impl Fn(&Self) -> bool) -> bool {
+        while !done(self) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            match self
+                .events
+                .recv_timeout(left.min(Duration::from_millis(20)))
+            {
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return done(self),
+            }
+        }
+        true
+    }
+
+    fn commit(&mut self, mode: CommitMode) -> Result<Vec<CommitOffset>, SourceError> {
+        let offsets = self.watermarks.committable();
+        self.source.commit(&offsets, mode)?;
+        self.watermarks.mark_committed(&offsets);
+        Ok(offsets)
+    }
+
+    fn read_all(&mut self, count: usize) {
+        self.run_to("all records", |reader| reader.keys.len() >= count);
+    }
+
+    fn unique_keys(&self) -> BTreeSet<String> {
+        self.keys.iter().cloned().collect()
+    }
+
+    fn partitions(&self) -> usize {
+        self.source.partitions().len()
+    }
+}
+
+fn failure_of(settings: &KafkaSettings) -> String {
+    let mut reader = Reader::start(settings);
+    reader.run_to("a failure", |reader| reader.failure.is_some());
+    assert!(
+        reader.keys.is_empty(),
+        "nothing is delivered after a refusal"
+    );
+    match reader.failure.unwrap() {
+        SourceError::Fatal(text) => text,
+        SourceError::Transient(text) => panic!("not fatal: {text}"),
+    }
+}
+
+#[test]
+fn delivers_records_as_they_were_produced() {
+    let (broker, producer) = broker(3);
+    let whole = SampleRecord {
+        partition: Some(1),
+        key: Some(b"id".to_vec()),
+        value: Some("正文".as_bytes().to_vec()),
+        headers: vec![
+            Header {
+                name: "ce_type".to_owned(),
+                value: Some(b"article".to_vec()),
+            },
+            Header {
+                name: "empty".to_owned(),
+                value: None,
+            },
+        ],
+        timestamp_ms: Some(1_700_000_000_123),
+    };
+    let bare = SampleRecord {
+        partition: Some(2),
+        ..SampleRecord::default()
+    };
+    producer.produce(TOPIC, &[whole.clone(), bare]).unwrap();
+
+    let mut reader = Reader::start(&settings(broker.bootstrap_servers()));
+    reader.read_all(2);
+    let by_partition: BTreeMap<i32, &SourceRecord> = reader
+        .records
+        .iter()
+        .map(|record| (record.position.partition.partition, record))
+        .collect();
+    let record = by_partition[&1];
+    assert_eq!(record.position.partition, TopicPartition::new(TOPIC, 1));
+    assert_eq!(record.position.offset, 0);
+    assert_eq!(record.key, whole.key);
+    assert_eq!(record.value, whole.value);
+    assert_eq!(record.headers, whole.headers);
+    assert_eq!(record.timestamp_ms, whole.timestamp_ms);
+    assert_eq!(
+        (&by_partition[&2].key, &by_partition[&2].value),
+        (&None, &None)
+    );
+}
+
+#[test]
+fn goes_on_after_the_committed_offset() {
+    let (broker, producer) = broker(4);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..500, 4)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(500);
+    assert_eq!(first.unique_keys(), keys(0..500));
+    assert_eq!(first.commit(CommitMode::Wait).unwrap().len(), 4);
+    first.source.stop();
+    first.source.close();
+
+    producer.produce(TOPIC, &records(500..600, 4)).unwrap();
+    let mut second = Reader::start(&settings);
+    second.read_all(100);
+    second.run_for(Duration::from_millis(300));
+    assert_eq!(second.keys.len(), 100, "nothing is delivered twice");
+    assert_eq!(second.unique_keys(), keys(500..600));
+}
+
+#[test]
+fn reads_several_topics() {
+    let (broker, producer) = broker(2);
+    broker.create_topic("wire", 2).unwrap();
+    producer.produce(TOPIC, &records(0..10, 2)).unwrap();
+    producer.produce("wire", &records(10..20, 2)).unwrap();
+    let mut reader = Reader::start(&KafkaSettings {
+        topic: "news, wire".to_owned(),
+        ..settings(broker.bootstrap_servers())
+    });
+    reader.read_all(20);
+    assert_eq!(reader.unique_keys(), keys(0..20));
+}
+
+#[test]
+fn a_pipeline_that_does_not_read_pauses_the_source_and_loses_nothing() {
+    const RECORDS: usize = 4_000;
+    let (broker, producer) = broker(4);
+    let mut reader = Reader::start(&KafkaSettings {
+        queue_records: 80,
+        ..settings(broker.bootstrap_servers())
+    });
+    reader.run_to("the assignment", |reader| reader.partitions() == 4);
+    producer.produce(TOPIC, &records(0..RECORDS, 4)).unwrap();
+    let paused = Instant::now();
+    while reader.source.counters().pauses == 0 {
+        assert!(
+            paused.elapsed() < PATIENCE,
+            "{:?}",
+            reader.source.counters()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Longer than the session: only polling and heartbeats keep the member in.
+    std::thread::sleep(Duration::from_millis(6_500));
+    let waiting = reader.source.counters().records;
+    assert!(
+        waiting <= 100,
+        "{waiting} records were taken beyond the bound"
+    );
+    reader.read_all(RECORDS);
+    assert_eq!(reader.keys.len(), RECORDS, "nothing twice");
+    assert_eq!(reader.unique_keys(), keys(0..RECORDS));
+    assert_eq!(
+        (reader.lost, reader.revoked),
+        (0, 0),
+        "still the same member"
+    );
+}
+
+#[test]
+fn two_members_share_the_partitions_and_hand_them_over_drained() {
+    let (broker, producer) = broker(4);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..200, 4)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(200);
+
+    let handle = {
+        let settings = settings.clone();
+        std::thread::spawn(move || {
+            let mut second = Reader::start(&settings);
+            second.run_to("half of the partitions", |reader| reader.partitions() == 2);
+            second
+        })
+    };
+    first.run_to("two partitions left", |reader| reader.revoked == 2);
+    while !handle.is_finished() {
+        first.run_for(Duration::from_millis(50));
+    }
+    let mut second = handle.join().unwrap();
+    assert_eq!(first.partitions(), 2, "the others were kept throughout");
+    producer.produce(TOPIC, &records(200..400, 4)).unwrap();
+    first.run_to("its half", |reader| reader.keys.len() >= 300);
+    second.read_all(100);
+    second.run_for(Duration::from_millis(200));
+    assert_eq!(
+        second.keys.len(),
+        100,
+        "what was drained and committed is not repeated"
+    );
+    let mut all = first.unique_keys();
+    all.extend(second.unique_keys());
+    assert_eq!(all, keys(0..400));
+
+    // The second leaves: the first takes everything back where the second stopped.
+    second.commit(CommitMode::Wait).unwrap();
+    second.source.close();
+    first.run_to("all partitions again", |reader| reader.partitions() == 4);
+    producer.produce(TOPIC, &records(400..500, 4)).unwrap();
+    first.read_all(400);
+    first.run_for(Duration::from_millis(200));
+    assert_eq!(first.keys.len(), 400);
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_cut_and_repeated_by_the_next_owner() {
+    let (broker, producer) = broker(2);
+    let settings = KafkaSettings {
+        revoke_drain_ms: 300,
+        ..settings(broker.bootstrap_servers())
+    };
+    producer.produce(TOPIC, &records(0..20, 2)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(20);
+    let second = std::thread::spawn(move || {
+        let mut second = Reader::start(&settings);
+        second.run_to("its half again", |reader| reader.keys.len() == 10);
+        second.keys.len()
+    });
+    // The pipeline keeps the revocation and never answers.
+    let mut kept = Vec::new();
+    while !second.is_finished() {
+        if let Ok(event) = first.events.recv_timeout(Duration::from_millis(50)) {
+            kept.push(event);
+        }
+    }
+    assert_eq!(second.join().unwrap(), 10);
+    assert!(
+        kept.iter()
+            .any(|event| matches!(event, SourceEvent::Revoked { .. }))
+    );
+}
+
+#[test]
+fn nothing_is_delivered_of_a_partition_that_leaves() {
+    let (broker, producer) = broker(2);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..2_000, 2)).unwrap();
+    let first = Reader::start(&settings);
+    while first.source.counters().records < 2_000 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Everything waits unread in the channel while a second member takes one partition.
+    let second = std::thread::spawn(move || {
+        let mut second = Reader::start(&settings);
+        second.run_to("its partition whole", |reader| reader.keys.len() == 1_000);
+    });
+    let mut watermarks = Watermarks::new();
+    let mut dropped = 0;
+    while !second.is_finished() {
+        let Ok(event) = first.events.recv_timeout(Duration::from_millis(50)) else {
+            continue;
+        };
+        match event {
+            SourceEvent::Assigned {
+                partitions,
+                generation,
+            } => {
+                watermarks.assign(&partitions, generation);
+                // Slow to take its first records, until the revocation is under way.
+                let started = Instant::now();
+                let leaving = |partition| !first.source.delivers(partition, generation);
+                while !partitions.iter().any(leaving) && started.elapsed() < PATIENCE {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            SourceEvent::Records(records) => {
+                for record in records {
+                    let receipt: Receipt = record.receipt();
+                    let partition = &receipt.position.partition;
+                    if !first.source.delivers(partition, receipt.generation) {
+                        dropped += 1;
+                    } else if watermarks.deliver(&receipt) {
+                        watermarks.acknowledge([&receipt]);
+                    }
+                }
+            }
+            SourceEvent::Revoked { partitions, reply } => {
+                assert_eq!(watermarks.in_flight_of(&partitions), 0);
+                assert!(watermarks.revoke(&partitions).is_empty());
+                reply.send(Vec::new()).unwrap();
+            }
+            event => panic!("{event:?}"),
+        }
+    }
+    second.join().unwrap();
+    assert_eq!(dropped, 1_000);
+}
+
+#[test]
+fn waits_for_a_topic_that_does_not_exist_yet() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let mut settings = settings(broker.bootstrap_servers());
+    settings.properties = tcbert_worker::kafka::Properties::from_pairs([(
+        "topic.metadata.refresh.interval.ms",
+        "500",
+    )]);
+    let mut reader = Reader::start(&settings);
+    reader.run_for(Duration::from_millis(1_500));
+    assert!(reader.failure.is_none());
+    assert_eq!(
+        reader.partitions(),
+        0,
+        "the consumer must not have made the topic"
+    );
+    broker.create_topic(TOPIC, 2).unwrap();
+    let producer = SampleProducer::new(broker.bootstrap_servers()).unwrap();
+    producer.produce(TOPIC, &records(0..10, 2)).unwrap();
+    reader.read_all(10);
+}
+
+#[test]
+fn an_unreachable_broker_is_said_at_the_start() {
+    let started = Instant::now();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let error = KafkaSource::start(&KafkaSettings {
+        connect_timeout_ms: 2_000,
+        ..settings(&address)
+    })
+    .err()
+    .unwrap();
+    let SourceError::Fatal(text) = error else {
+        panic!("{error:?}");
+    };
+    assert!(
+        text.contains(&address) && text.contains("refused"),
+        "{text}"
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[test]
+fn a_group_without_offsets_may_be_refused() {
+    let (broker, _producer) = broker(2);
+    let text = failure_of(&KafkaSettings {
+        on_missing_offset: OnMissingOffset::Error,
+        ..settings(broker.bootstrap_servers())
+    });
+    assert!(
+        text.contains("news[0]") && text.contains("on_missing_offset"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_expired_offset_is_refused_until_the_gap_is_accepted() {
+    let (broker, producer) = broker(1);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..10, 1)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(10);
+    first.commit(CommitMode::Wait).unwrap();
+    drop(first);
+    // The mock keeps 5 MB a partition: these push the first batches out.
+    let filler: Vec<SampleRecord> = (0..60)
+        .map(|n| SampleRecord::new(&format!("big-{n}"), vec![b'x'; 100_000]).to_partition(0))
+        .collect();
+    for chunk in filler.chunks(5) {
+        producer.produce(TOPIC, chunk).unwrap();
+    }
+
+    let text = failure_of(&settings);
+    assert!(
+        text.contains("records are gone") && text.contains("--accept-gap"),
+        "{text}"
+    );
+    let gone: usize = text
+        .split(": ")
+        .find_map(|part| part.strip_suffix(" records are gone; to go on at the oldest record run `tcbert-worker run --accept-gap` once (or set kafka.accept_gap = true)"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let mut accepting = Reader::start(&KafkaSettings {
+        accept_gap: true,
+        ..settings
+    });
+    accepting.read_all(60 - gone);
+    accepting.run_for(Duration::from_millis(200));
+    assert_eq!(
+        accepting.keys.len(),
+        60 - gone,
+        "exactly those that are left"
+    );
+    assert_eq!(
+        accepting.records[0].position.offset,
+        10 + i64::try_from(gone).unwrap()
+    );
+}
+
+#[test]
+fn an_offset_beyond_the_end_is_refused() {
+    let (broker, producer) = broker(1);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..10, 1)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(10);
+    let mut offsets = first.watermarks.committable();
+    offsets[0].next_offset = 500;
+    first.source.commit(&offsets, CommitMode::Wait).unwrap();
+    drop(first);
+    let text = failure_of(&settings);
+    assert!(text.contains("recreated or truncated"), "{text}");
+    let mut accepting = Reader::start(&KafkaSettings {
+        accept_gap: true,
+        ..settings
+    });
+    accepting.read_all(10);
+}
+
+#[test]
+fn a_broker_that_goes_away_for_a_while_is_transient() {
+    let (broker, producer) = broker(2);
+    producer.produce(TOPIC, &records(0..10, 2)).unwrap();
+    let mut reader = Reader::start(&settings(broker.bootstrap_servers()));
+    reader.read_all(10);
+    broker.broker_down(-1).unwrap();
+    reader.run_for(Duration::from_millis(1_500));
+    assert!(reader.failure.is_none(), "{:?}", reader.failure);
+    broker.broker_up(-1).unwrap();
+    producer.produce(TOPIC, &records(10..20, 2)).unwrap();
+    reader.read_all(20);
+    assert_eq!(reader.unique_keys(), keys(0..20));
+}
+
+#[test]
+fn a_background_commit_that_fails_is_made_again() {
+    let (broker, producer) = broker(1);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..10, 1)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(10);
+    broker
+        .fail_requests(FailingRequest::OffsetCommit, InjectedError::Unknown, 1)
+        .unwrap();
+    first.commit(CommitMode::Background).unwrap();
+    first.run_to("the commit at last", |reader| {
+        reader.source.counters().commits == 1 && reader.source.counters().commit_failures == 1
+    });
+    drop(first);
+    let mut second = Reader::start(&settings);
+    second.run_for(Duration::from_millis(1_500));
+    assert_eq!(second.keys, Vec::<String>::new());
+}
+
+#[test]
+fn closing_is_bounded_while_the_broker_is_away() {
+    let (broker, producer) = broker(2);
+    producer.produce(TOPIC, &records(0..10, 2)).unwrap();
+    let mut reader = Reader::start(&settings(broker.bootstrap_servers()));
+    reader.read_all(10);
+    broker.broker_down(-1).unwrap();
+    let started = Instant::now();
+    reader.source.stop();
+    reader.source.close();
+    reader.source.close();
+    assert!(
+        started.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[test]
+fn a_stopped_source_stays_a_member_and_commits() {
+    let (broker, producer) = broker(2);
+    let settings = settings(broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..10, 2)).unwrap();
+    let mut reader = Reader::start(&settings);
+    reader.read_all(10);
+    reader.source.stop();
+    std::thread::sleep(Duration::from_millis(200));
+    producer.produce(TOPIC, &records(10..20, 2)).unwrap();
+    reader.run_for(Duration::from_millis(800));
+    assert_eq!(reader.keys.len(), 10, "nothing is delivered after the stop");
+    assert_eq!(reader.partitions(), 2);
+    reader.commit(CommitMode::Wait).unwrap();
+    drop(reader);
+    let mut next = Reader::start(&settings);
+    next.read_all(10);
+    assert_eq!(next.unique_keys(), keys(10..20));
+}
+
+#[test]
+fn an_eager_assignor_of_the_users_own_works() {
+    let (broker, producer) = broker(2);
+    let mut settings = settings(broker.bootstrap_servers());
+    settings.properties =
+        tcbert_worker::kafka::Properties::from_pairs([("partition.assignment.strategy", "range")]);
+    producer.produce(TOPIC, &records(0..20, 2)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(20);
+    let second = std::thread::spawn(move || {
+        let mut second = Reader::start(&settings);
+        second.run_to("its half", |reader| reader.partitions() == 1);
+        // The mock takes no commits while a group is joining, as Kafka does: its half may repeat.
+        second.run_for(Duration::from_millis(300));
+        assert!(second.keys.len() <= 10);
+    });
+    while !second.is_finished() {
+        first.run_for(Duration::from_millis(50));
+    }
+    second.join().unwrap();
+    assert_eq!(first.revoked, 2, "eager: everything is revoked first");
+}
