@@ -9,6 +9,7 @@ use super::output;
 use crate::assemble::{self, Engine};
 use crate::kafka;
 use crate::settings::Settings;
+use crate::store::{self, migrate};
 
 /// Check configuration, broker, store, model and device, and say what to mend.
 #[derive(Debug, Args)]
@@ -66,38 +67,25 @@ async fn run_checks(settings: &Settings) -> Vec<Check> {
     let engine = assemble::load_engine(settings.clone()).await;
     checks.push(Check::of("model", engine.as_ref().map(Engine::describe).map_err(ToString::to_string)));
     if let Ok(engine) = &engine {
-        checks.push(Check::of("taxonomy", describe_taxonomy(engine)));
+        let taxonomy = engine.taxonomy();
+        checks.push(Check::of("taxonomy", Ok(format!("{}: {} labels", taxonomy.name, taxonomy.labels.len()))));
     }
-    checks.push(Check::of("store", check_store(settings, engine.as_ref().ok()).await));
+    checks.push(Check::of("store", check_store(settings).await));
     checks.push(Check::of("broker", check_broker(settings).await));
     checks
 }
 
-fn describe_taxonomy(engine: &Engine) -> Result<String, String> {
-    let report = engine.taxonomy_report();
-    if report.is_usable() {
-        Ok(format!("{}: {} labels", engine.taxonomy().name, engine.taxonomy().labels.len()))
-    } else {
-        Err("some labels cannot be told apart or said; `tcbert-worker taxonomy check` lists them".to_owned())
-    }
-}
-
-async fn check_store(settings: &Settings, engine: Option<&Engine>) -> Result<String, String> {
-    let store = assemble::open_store(settings).await.map_err(|error| error.to_string())?;
-    let info = store.collection().await.map_err(|error| error.to_string())?;
-    let finding = match (info, engine) {
-        (None, _) => Err(format!(
-            "there is no collection {:?}; create it with `tcbert-worker migrate apply`",
-            settings.store.collection
-        )),
-        (Some(info), Some(engine)) => assemble::check_fingerprint(store.as_ref(), engine, settings)
-            .await
-            .map(|()| format!("{} with {} points of {} dimensions", info.name, info.points, info.vector_size))
-            .map_err(|error| error.to_string()),
-        (Some(info), None) => Ok(format!("{} with {} points", info.name, info.points)),
-    };
+async fn check_store(settings: &Settings) -> Result<String, String> {
+    let target = assemble::migration_target(settings).map_err(|error| error.to_string())?;
+    let store = store::connect(&settings.store).await.map_err(|error| error.to_string())?;
+    let checked = migrate::check(store.as_ref(), &target).await.map_err(|error| error.to_string());
+    let info = store.collection().await.map_err(|error| error.to_string());
     store.close().await.map_err(|error| error.to_string())?;
-    finding
+    checked?;
+    Ok(match info? {
+        Some(info) => format!("{} with {} points of {} dimensions", info.name, info.points, info.vector_size),
+        None => "the collection is made at the first run".to_owned(),
+    })
 }
 
 async fn check_broker(settings: &Settings) -> Result<String, String> {

@@ -14,7 +14,7 @@ use super::failure::Failure;
 pub(super) fn table(headers: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(UTF8_FULL_CONDENSED)
+        .load_style(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(headers.iter().map(|header| Cell::new(header).add_attribute(Attribute::Bold)));
     table

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
 use crate::assemble;
-use crate::kafka::{DeadLetterProducer, KafkaSource};
+use crate::kafka::{KafkaSource};
 use crate::pipeline::{self, Counters, Ending};
 use crate::settings::Settings;
 use crate::source::Source;
@@ -46,7 +46,7 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
     tracing::info!(model = engine.describe(), taxonomy = engine.taxonomy().name, "model loaded");
     let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
     let source = connect(settings).await?;
-    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
+    let dead_letters = crate::source::MemoryDeadLetters::default();
     tracing::info!(
         topic = settings.kafka.topic,
         group = settings.kafka.group_id,

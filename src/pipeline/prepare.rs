@@ -91,7 +91,7 @@ fn decode(context: &Context, chunk: Vec<SourceRecord>, out: &Prepared) -> Option
                 documents.push(DecodedRecord { ticket, record, document, version });
             }
             Ok(Decoded::Tombstone(id)) => {
-                tombstones.push(Write { ticket, record, point: PointWrite::Tombstone { id, version } });
+                tombstones.push(Write { ticket, record, point: PointWrite::Tombstone { id, version, deleted_at: jiff::Timestamp::now() } });
             }
             Err(error) => {
                 let refusal = Refusal { stage: "decode", class: error.class(), message: error.to_string() };

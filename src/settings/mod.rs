@@ -10,12 +10,11 @@ pub use load::{DEFAULT_TOML, Origins};
 
 use crate::bounds::Violation;
 use crate::decode::DecodeSettings;
-use crate::kafka::{DeadLetterSettings, KafkaSettings};
+use crate::kafka::KafkaSettings;
 use crate::batch::BatchSettings;
 use crate::model::ModelSettings;
 use crate::pipeline::PipelineSettings;
 use crate::score::TaggingSettings;
-use crate::source::BackfillSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::{AdminSettings, LogSettings};
 
@@ -24,8 +23,6 @@ use crate::telemetry::{AdminSettings, LogSettings};
 pub struct Settings {
     /// Broker, topics, group.
     pub kafka: KafkaSettings,
-    /// Where refused records go.
-    pub dead_letter: DeadLetterSettings,
     /// How records become documents.
     pub decode: DecodeSettings,
     /// Taxonomy, thresholds, prompt.
@@ -38,8 +35,6 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Bounds of the whole.
     pub pipeline: PipelineSettings,
-    /// Bounded runs.
-    pub backfill: BackfillSettings,
     /// Health and metrics.
     pub admin: AdminSettings,
     /// Log lines.
@@ -56,14 +51,12 @@ impl Settings {
         let tree = load::Tree::load(origins)?;
         let settings = Self {
             kafka: tree.section("kafka")?,
-            dead_letter: tree.section("dead_letter")?,
             decode: tree.section("decode")?,
             tagging: tree.section("tagging")?,
             batch: tree.section("batch")?,
             model: tree.section("model")?,
             store: tree.section("store")?,
             pipeline: tree.section("pipeline")?,
-            backfill: tree.section("backfill")?,
             admin: tree.section("admin")?,
             log: tree.section("log")?,
         };
@@ -73,9 +66,7 @@ impl Settings {
 
     fn check(&self, tree: &load::Tree) -> Result<(), SettingsError> {
         let mut out_of_bounds = Vec::new();
-        let mut gather = |section: &str, check: &dyn Fn(&mut Vec<Violation>)| {
-            let mut violations = Vec::new();
-            check(&mut violations);
+        let mut gather = |section: &str, violations: Vec<Violation>| {
             out_of_bounds.extend(violations.into_iter().map(|violation| OutOfBounds {
                 origin: tree.origin(section, &violation.key),
                 key: format!("{section}.{}", violation.key),
@@ -87,23 +78,27 @@ impl Settings {
                 allowed: violation.allowed,
             }));
         };
-        gather("kafka", &|violations| self.kafka.validate(violations));
-        gather("dead_letter", &|violations| self.dead_letter.validate(violations));
-        gather("decode", &|violations| self.decode.validate(violations));
-        gather("tagging", &|violations| self.tagging.validate(violations));
-        gather("batch", &|violations| self.batch.validate(violations));
-        gather("model", &|violations| self.model.validate(violations));
-        gather("store", &|violations| self.store.validate(violations));
-        gather("pipeline", &|violations| self.pipeline.validate(violations));
-        gather("backfill", &|violations| self.backfill.validate(violations));
-        gather("admin", &|violations| self.admin.validate(violations));
-        gather("log", &|violations| self.log.validate(violations));
+        gather("kafka", noted(|violations| self.kafka.validate(violations)));
+        gather("decode", noted(|violations| self.decode.validate(violations)));
+        gather("tagging", self.tagging.violations());
+        gather("batch", self.batch.violations());
+        gather("model", self.model.violations());
+        gather("store", noted(|violations| self.store.validate(violations)));
+        gather("pipeline", noted(|violations| self.pipeline.validate(violations)));
+        gather("admin", self.admin.violations());
+        gather("log", self.log.violations());
         if out_of_bounds.is_empty() {
             Ok(())
         } else {
             Err(SettingsError::OutOfBounds(out_of_bounds))
         }
     }
+}
+
+fn noted(check: impl FnOnce(&mut Vec<Violation>)) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    check(&mut violations);
+    violations
 }
 
 /// A value outside what its key allows, and where it came from.

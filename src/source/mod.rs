@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink};
+pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink, MemoryDeadLetters};
 
 use crate::document::{Generation, Receipt, RecordPosition, TopicPartition};
 

@@ -28,3 +28,21 @@ pub trait DeadLetterSink: Send + Sync {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct DeadLetterError(pub String);
+
+/// Keeps letters in memory: for tests.
+#[derive(Debug, Default)]
+pub struct MemoryDeadLetters(parking_lot::Mutex<Vec<DeadLetter>>);
+
+impl MemoryDeadLetters {
+    /// The letters so far.
+    pub fn letters(&self) -> Vec<DeadLetter> {
+        self.0.lock().clone()
+    }
+}
+
+impl DeadLetterSink for MemoryDeadLetters {
+    fn send(&self, letter: DeadLetter) -> BoxFuture<'_, Result<(), DeadLetterError>> {
+        self.0.lock().push(letter);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}

