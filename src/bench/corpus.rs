@@ -70,7 +70,7 @@ impl Mix {
 
 /// A made-up document as its JSON body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BenchDocument {
+pub(super) struct BenchDocument {
     /// `bench-N`.
     pub id: String,
     /// A headline.
@@ -84,7 +84,7 @@ pub struct BenchDocument {
 }
 
 /// `count` documents; the same for the same `seed`.
-pub fn documents(mix: Mix, count: usize, seed: u64) -> Vec<BenchDocument> {
+pub(super) fn documents(mix: Mix, count: usize, seed: u64) -> Vec<BenchDocument> {
     let mut random = StdRng::seed_from_u64(seed);
     (0_i64..)
         .take(count)

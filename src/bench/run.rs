@@ -10,12 +10,14 @@ use super::BenchError;
 use super::lent::Lent;
 use super::probe::{Notes, Probe};
 use crate::assemble::{self, Engine};
-use crate::kafka::{DeadLetterProducer, KafkaSource};
+use crate::kafka::{KafkaSource, Properties};
 use crate::model::{Bundle, Model};
 use crate::pipeline::{self, Counters, Counts};
 use crate::score::Tagger;
 use crate::settings::Settings;
-use crate::store::{CountingStore, Store};
+use crate::source::MemoryDeadLetters;
+use crate::store::counting::CountingStore;
+use crate::store::{Store, StoreKind};
 use crate::telemetry::Metrics;
 
 /// Longest that a run may stand still.
@@ -87,8 +89,8 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
         .await
         .map_err(BenchError::setup)?
         .map_err(BenchError::setup)?;
-    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
-        .map_err(BenchError::setup)?;
+    // Made-up documents are never refused: one that is ends the run.
+    let dead_letters = MemoryDeadLetters::default();
     let metrics = Metrics::new().map_err(BenchError::setup)?;
     let stages = engine
         .into_stages(&settings, Arc::new(source), probe.clone(), Arc::new(dead_letters), metrics)
@@ -119,11 +121,11 @@ fn settings_of(plan: &Plan<'_>, folder: &Path) -> Settings {
     plan.topic.clone_into(&mut settings.kafka.topic);
     // Each run reads the topic from its beginning.
     settings.kafka.group_id = format!("bench-{}", uuid::Uuid::new_v4());
-    settings.kafka.dead_letter_topic = format!("{}.dead-letters", plan.topic);
-    settings.dead_letter.spool_dir = folder.join("spool").display().to_string();
+    settings.kafka.properties = Properties::default();
     settings.store.apply_migrations = true;
     if plan.target == Target::Embedded {
-        settings.store.use_embedded(&folder.join("store"));
+        settings.store.kind = StoreKind::Embedded;
+        settings.store.path = folder.join("store");
     }
     settings
 }

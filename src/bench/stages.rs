@@ -15,7 +15,7 @@ use crate::score::{Tagger, Tagging};
 use crate::settings::Settings;
 use crate::source::SourceRecord;
 use crate::store::point::{Provenance, TaggedDocument, build_point};
-use crate::store::{CollectionSpec, Expectation, PointWrite};
+use crate::store::{CollectionSpec, Expectation, PointWrite, StoreKind};
 use crate::tokenize::EncodedText;
 
 /// Seconds for a thousand documents, by stage.
@@ -194,7 +194,8 @@ async fn write(
 ) -> Result<Duration, BenchError> {
     let folder = tempfile::tempdir().map_err(BenchError::setup)?;
     let mut settings = settings.clone();
-    settings.store.use_embedded(&folder.path().join("store"));
+    settings.store.kind = StoreKind::Embedded;
+    settings.store.path = folder.path().join("store");
     settings.store.apply_migrations = true;
     let expectation = Expectation {
         vector: CollectionSpec {
