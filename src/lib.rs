@@ -24,4 +24,5 @@ pub mod store;
 pub mod pipeline;
 pub mod settings;
 pub mod assemble;
+pub mod bench;
 pub mod cli;
