@@ -6,6 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+.SECONDEXPANSION:
 MAKEFLAGS += --no-print-directory --silent
 
 PYTHON ?= python3
@@ -49,25 +50,31 @@ lint: .venv-lint/.ready ## formatting, clippy, documentation, licences and bans 
 
 .PHONY: test-models
 test-models: setup .venv-torch/.ready ## the tests of the Python tools, which need PyTorch
-	.venv-torch/bin/python -m pytest -q tools $(ARGS)
+	PYTHONPATH=tools .venv-torch/bin/python -m pytest -q tools tests $(ARGS)
 
 .PHONY: train-smoke
 train-smoke: .venv-torch/.ready ## a few steps of training on made-up data: does the recipe still run
-	.venv-torch/bin/python -m tools.train smoke $(ARGS)
+	PYTHONPATH=tools .venv-torch/bin/python -m train smoke $(ARGS)
 
 .PHONY: model
-model: .venv-torch/.ready ## export a checkpoint: CHECKPOINT=folder NAME=name [PRECISION=fp32|fp16|int8]
-	$(if $(CHECKPOINT),,$(error CHECKPOINT is missing: make model CHECKPOINT=folder NAME=name))
-	$(if $(NAME),,$(error NAME is missing: make model CHECKPOINT=folder NAME=name))
-	.venv-torch/bin/python -m tools.export --checkpoint "$(CHECKPOINT)" --name "$(NAME)" --precision "$(or $(PRECISION),fp32)" $(ARGS)
+model: .venv-torch/.ready ## export a checkpoint to models/NAME: CHECKPOINT=folder [NAME=name] [PRECISION=fp32|fp16|int8]
+	$(if $(CHECKPOINT),,$(error CHECKPOINT is missing: make model CHECKPOINT=folder NAME=name PRECISION=int8))
+	PYTHONPATH=tools .venv-torch/bin/python -m export "$(CHECKPOINT)" $(if $(NAME),--name "$(NAME)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
+
+# `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one.
+BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32,int8)
+BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),models/bench-$(shape)-$(BENCH_PRECISION)/bundle.toml))
 
 .PHONY: bench
-bench: build ## measured throughput of each stage and of the whole (ARGS=--json)
+bench: build $$(BENCH_BUNDLE) ## measured throughput of each stage and of the whole (ARGS='--json', '--shape 330m')
 	$(BINARY) bench $(ARGS)
 
 .PHONY: bench-peer
-bench-peer: build .venv-peer/.ready ## the same work done by a worker in Python, in turn with ours
+bench-peer: build .venv-peer/.ready $$(BENCH_BUNDLE) ## the same work by a worker in Python, in turn with ours
 	.venv-peer/bin/python benches/peer/compare.py $(ARGS)
+
+models/bench-%/bundle.toml: benches/shape.py | .venv-peer/.ready
+	.venv-peer/bin/python benches/shape.py --shape $(word 1,$(subst -, ,$*)) --precision $(word 2,$(subst -, ,$*)) --out $(@D) >&2
 
 .PHONY: gpu-check
 gpu-check: ## what needs an NVIDIA GPU (fetches the GPU build of ONNX Runtime)

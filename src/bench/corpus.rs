@@ -33,7 +33,7 @@ const TITLE_CHARACTERS: std::ops::Range<usize> = 20..34;
 const ARTICLE_CHARACTERS: std::ops::Range<usize> = 90..500;
 /// Articles among a hundred mixed documents; a wire carries more headlines than articles.
 const ARTICLES_PER_HUNDRED: u32 = 30;
-/// Every so many milliseconds a document is published.
+/// A document is published every so many seconds.
 const PUBLISHED_EVERY_SECONDS: i64 = 7;
 /// 2024-01-01T00:00:00Z.
 const FIRST_PUBLISHED_SECONDS: i64 = 1_704_067_200;
@@ -53,6 +53,11 @@ impl Mix {
     /// All of them, in the order in which they are measured.
     pub const ALL: [Self; 3] = [Self::Titles, Self::Articles, Self::Mixed];
 
+    /// The mix of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mix| mix.name() == name)
+    }
+
     /// As it is written in results and arguments.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,7 +70,7 @@ impl Mix {
 
 /// A made-up document as its JSON body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BenchDocument {
+pub(super) struct BenchDocument {
     /// `bench-N`.
     pub id: String,
     /// A headline.
@@ -79,7 +84,7 @@ pub struct BenchDocument {
 }
 
 /// `count` documents; the same for the same `seed`.
-pub fn documents(mix: Mix, count: usize, seed: u64) -> Vec<BenchDocument> {
+pub(super) fn documents(mix: Mix, count: usize, seed: u64) -> Vec<BenchDocument> {
     let mut random = StdRng::seed_from_u64(seed);
     (0_i64..)
         .take(count)

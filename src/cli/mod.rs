@@ -3,6 +3,7 @@
 //! Results go to standard output, logs and progress to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
+mod bench;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -52,6 +53,8 @@ enum Command {
     Taxonomy(taxonomy::Arguments),
     /// Create or change the collection as `migrations/` declares it.
     Migrate(migrate::Arguments),
+    /// Measure the throughput of each stage and of the whole.
+    Bench(bench::Arguments),
     /// Check configuration, broker, store, model and device, and say what to mend.
     Doctor(doctor::Arguments),
 }
@@ -96,6 +99,7 @@ fn execute(command_line: CommandLine) -> Result<(), Failure> {
         Command::Evaluate(arguments) => evaluate::execute(settings, &arguments),
         Command::Taxonomy(arguments) => taxonomy::execute(&settings, &arguments),
         Command::Migrate(arguments) => migrate::execute(&settings, &arguments),
+        Command::Bench(arguments) => bench::execute(settings, &arguments),
         Command::Doctor(arguments) => doctor::execute(&settings, &arguments),
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
 use crate::assemble;
-use crate::kafka::KafkaSource;
+use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending};
 use crate::settings::Settings;
 use crate::source::Source;

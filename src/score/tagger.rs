@@ -563,6 +563,41 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_gives_rows_of_one_shape(
+            texts in proptest::collection::vec("(\\PC|[\\x00-\\x1f]|\\[MASK\\]|\\[SEP\\]|[一-龥]){0,80}", 1..6)
+        ) {
+            let tagger = TAGGER.with(Arc::clone);
+            let special = tagger.tokenizer.special();
+            let encoded: Vec<EncodedText> = texts.iter().map(|text| tagger.encode(text)).collect();
+            let encoded: Vec<&EncodedText> = encoded.iter().collect();
+            for (pass, input) in tagger.plan().passes().iter().zip(tagger.inputs(&encoded)) {
+                let rows = input.input_ids.chunks(input.tokens);
+                for (row, real) in rows.zip(input.attention_mask.chunks(input.tokens)) {
+                    let real = real.iter().filter(|mask| **mask == 1).count();
+                    let at = |wanted: u32| {
+                        let ids = (0i64..).zip(row);
+                        let found = ids.filter(|(_, id)| **id == i64::from(wanted));
+                        found.map(|(at, _)| at).collect::<Vec<_>>()
+                    };
+                    proptest::prop_assert!(real <= 64);
+                    proptest::prop_assert_eq!(at(special.cls), [0]);
+                    proptest::prop_assert_eq!(at(special.mask), pass.mask_positions.clone());
+                    proptest::prop_assert_eq!(at(special.sep), [real as i64 - 1]);
+                    proptest::prop_assert_eq!(at(special.pad).len(), input.tokens - real);
+                }
+            }
+            let taggings = tagger.tag(&mut TwinModel::new(8), &encoded).unwrap();
+            proptest::prop_assert_eq!(taggings.len(), texts.len());
+            proptest::prop_assert!(taggings.iter().all(Result::is_ok));
+        }
+    }
+
+    thread_local! {
+        static TAGGER: Arc<Tagger> = Arc::new(tagger());
+    }
+
     #[test]
     fn thresholds_decide_the_topic_and_what_is_named_beside_it() {
         let settings = TaggingSettings {

@@ -370,7 +370,7 @@ fn a_drain_that_takes_too_long_is_cut_and_repeated_by_the_next_owner() {
 }
 
 #[test]
-fn nothing_is_delivered_of_a_partition_that_leaves() {
+fn a_revocation_overtakes_what_waits_and_nothing_of_its_partition_follows() {
     let (broker, producer) = broker(2);
     let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..2_000, 2)).unwrap();
@@ -384,8 +384,8 @@ fn nothing_is_delivered_of_a_partition_that_leaves() {
         second.run_to("its partition whole", |reader| reader.keys.len() == 1_000);
     });
     let mut watermarks = Watermarks::new();
-    let mut dropped = 0;
-    while !second.is_finished() {
+    let (mut taken, mut revoked) = (0, false);
+    while !second.is_finished() || taken < 1_000 {
         let Ok(event) = first.events.recv_timeout(Duration::from_millis(50)) else {
             continue;
         };
@@ -403,26 +403,27 @@ fn nothing_is_delivered_of_a_partition_that_leaves() {
                 }
             }
             SourceEvent::Records(records) => {
+                assert!(revoked, "the revocation had to wait for records");
                 for record in records {
                     let receipt: Receipt = record.receipt();
                     let partition = &receipt.position.partition;
-                    if !first.source.delivers(partition, receipt.generation) {
-                        dropped += 1;
-                    } else if watermarks.deliver(&receipt) {
-                        watermarks.acknowledge([&receipt]);
-                    }
+                    assert!(first.source.delivers(partition, receipt.generation));
+                    assert!(watermarks.deliver(&receipt));
+                    watermarks.acknowledge([&receipt]);
+                    taken += 1;
                 }
             }
             SourceEvent::Revoked { partitions, reply } => {
                 assert_eq!(watermarks.in_flight_of(&partitions), 0);
                 assert!(watermarks.revoke(&partitions).is_empty());
                 reply.send(Vec::new()).unwrap();
+                revoked = true;
             }
             event => panic!("{event:?}"),
         }
     }
     second.join().unwrap();
-    assert_eq!(dropped, 1_000);
+    assert_eq!((taken, first.source.counters().dropped), (1_000, 1_000));
 }
 
 #[test]

@@ -99,7 +99,12 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker over a store of its own.
     pub async fn start(settings: &Settings) -> Self {
-        let store = assemble::open_store_for_run(settings).await.unwrap();
+        let store = assemble::open_store_for_run(
+            settings,
+            &assemble::expected_collection(settings).unwrap(),
+        )
+        .await
+        .unwrap();
         Self::start_with(settings, store).await
     }
 

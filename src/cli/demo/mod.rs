@@ -16,13 +16,13 @@ use super::failure::Failure;
 use super::output;
 use super::search::nearest;
 use crate::assemble::{self, Engine};
-use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, Properties, SampleProducer};
+use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, Properties};
 use crate::pipeline::{self, Counters};
 use crate::settings::Settings;
 use crate::store::{PointFilter, Store, StoreKind};
 use crate::telemetry::Metrics;
 use report::{Report, Summary};
-use samples::{Expectation, Script};
+use samples::Script;
 
 /// Partitions of the demo's topic.
 const PARTITIONS: i32 = 4;
@@ -68,12 +68,7 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let spinner = output::spinner("starting broker, store and model");
     let folder = tempfile::tempdir()
         .map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
-    let broker = EmbeddedBroker::start(1).map_err(Failure::failed)?;
-    broker
-        .create_topic(TOPIC, PARTITIONS)
-        .map_err(Failure::failed)?;
-    broker
-        .create_topic(DEAD_LETTER_TOPIC, 1)
+    let broker = EmbeddedBroker::start(&[(TOPIC, PARTITIONS), (DEAD_LETTER_TOPIC, 1)])
         .map_err(Failure::failed)?;
     configure(&mut settings, &broker, folder.path());
     let engine = assemble::load_engine(settings.clone()).await?;
@@ -83,8 +78,10 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let producing = Instant::now();
     let records = script.records();
     let produced = records.len();
-    let producer = SampleProducer::new(broker.bootstrap_servers()).map_err(Failure::failed)?;
-    producer.produce(TOPIC, &records).map_err(Failure::failed)?;
+    broker
+        .produce(TOPIC, records)
+        .await
+        .map_err(Failure::failed)?;
     let counters = Arc::new(Counters::default());
     let ran = run_until_done(&settings, engine, store.clone(), counters.clone(), produced).await;
     let seconds = producing.elapsed().as_secs_f64();
@@ -121,7 +118,7 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
 
 /// The user's settings, pointed at the embedded broker and store.
 fn configure(settings: &mut Settings, broker: &EmbeddedBroker, folder: &std::path::Path) {
-    settings.kafka.brokers = broker.bootstrap_servers().to_owned();
+    settings.kafka.brokers = broker.bootstrap_servers();
     settings.kafka.topic = TOPIC.to_owned();
     settings.kafka.group_id = "demo".to_owned();
     settings.kafka.properties = Properties::default();
@@ -238,7 +235,7 @@ mod tests {
     #[test]
     fn the_samples_hold_all_that_the_demo_shows() {
         let script = Script::of_samples();
-        let expectation: Expectation = script.expectation();
+        let expectation = script.expectation();
         assert!(script.records().len() >= 306);
         assert!(expectation.documents.len() >= 300);
         assert_eq!(expectation.deleted.len(), 1);

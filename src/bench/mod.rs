@@ -1,0 +1,350 @@
+//! Measures what the worker costs beside what its model costs, over the real stages: each alone, the
+//! raw runtime over the same batches, the pipeline without a model, and the pipeline with it.
+//!
+//! Ratios are of runs taken in turn, so that a machine that slows down slows both. Must not be seen
+//! by any stage.
+
+mod broker;
+mod ceiling;
+mod corpus;
+mod lent;
+mod probe;
+mod report;
+mod run;
+mod stages;
+mod steady;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use broker::{SERVE_ARGUMENT, serve as serve_broker};
+pub use corpus::Mix;
+pub use report::{MixReport, Report, picture};
+
+use crate::model::{Bundle, Model, OnnxModel, PassInput};
+use crate::score::{ModelIdentity, Tagger};
+use crate::settings::Settings;
+use crate::tokenize::PromptTokenizer;
+use broker::{BrokerProcess, Fill};
+use lent::{Lent, NoModel};
+use run::{Plan, Seen, Target};
+use steady::{median, percentile};
+
+/// Partitions of each topic: the mock broker drops what exceeds 5 MB of one.
+const PARTITIONS: i32 = 24;
+/// Documents over which a first rate is guessed.
+const GUESS_DOCUMENTS: usize = 200;
+/// Documents of a run, whatever its rate.
+const MIN_DOCUMENTS: usize = 320;
+const MAX_DOCUMENTS: usize = 100_000;
+/// Documents of the run without a model.
+const WITHOUT_MODEL_DOCUMENTS: usize = 200_000;
+/// Documents of a stage measured alone.
+const STAGE_DOCUMENTS: usize = 5_000;
+/// Share of the pipeline's rate at which latencies are taken.
+const LATENCY_LOAD: f64 = 0.5;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// Measure the pipeline with the model and its ceiling; without, only what costs beside it.
+    pub with_model: bool,
+    /// Mixes of documents.
+    pub mixes: Vec<Mix>,
+    /// Alternations of pipeline and ceiling.
+    pub rounds: usize,
+    /// Rough length of one run.
+    pub run_time: Duration,
+    /// Whether points go into the store that the settings name instead of an embedded one.
+    pub configured_store: bool,
+    /// Seed of the documents.
+    pub seed: u64,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// Something cannot be started.
+    #[error("the measurement cannot be set up: {0}")]
+    Setup(String),
+    /// Something failed under way.
+    #[error("the measurement failed: {0}")]
+    Failed(String),
+}
+
+impl BenchError {
+    fn setup(error: impl Display) -> Self {
+        Self::Setup(error.to_string())
+    }
+
+    fn failed(error: impl Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Measures; `say` is told what is being measured.
+///
+/// # Errors
+/// When a stage cannot be built or fails.
+pub async fn measure(
+    settings: &Settings,
+    options: &BenchOptions,
+    say: &dyn Fn(&str),
+) -> Result<Report, BenchError> {
+    say("the start of a process");
+    let start_seconds = if options.with_model {
+        start_seconds(settings)?
+    } else {
+        0.0
+    };
+    let mut bench = Bench::new(settings, options)?;
+    let mut mixes = BTreeMap::new();
+    for mix in &options.mixes {
+        mixes.insert(mix.name(), bench.mix(*mix, say).await?);
+    }
+    say("titles without a model");
+    let without_model = bench.without_model().await?;
+    let manifest = bench.bundle.manifest();
+    Ok(Report {
+        model: if options.with_model {
+            manifest.name.clone()
+        } else {
+            "none".to_owned()
+        },
+        device: bench.device,
+        precision: manifest.precision.as_str().to_owned(),
+        mixes,
+        without_model_documents_per_second: without_model,
+        start_seconds,
+    })
+}
+
+struct Bench<'a> {
+    settings: &'a Settings,
+    options: &'a BenchOptions,
+    bundle: Bundle,
+    tokenizer: Arc<PromptTokenizer>,
+    models: Vec<Lent>,
+    device: String,
+    broker: BrokerProcess,
+    topics: usize,
+}
+
+impl<'a> Bench<'a> {
+    fn new(settings: &'a Settings, options: &'a BenchOptions) -> Result<Self, BenchError> {
+        let bundle = settings.model.open_bundle().map_err(BenchError::setup)?;
+        let tokenizer =
+            PromptTokenizer::from_file(&bundle.tokenizer_path()).map_err(BenchError::setup)?;
+        let (models, device) = if options.with_model {
+            let models =
+                OnnxModel::load_all(&bundle, &settings.model).map_err(BenchError::setup)?;
+            let device = models.first().map_or(String::new(), |model| model.device().to_string());
+            let models = models.into_iter().map(|model| Lent::new(Box::new(model))).collect();
+            (models, device)
+        } else {
+            let hidden_size = bundle.manifest().hidden_size;
+            (vec![Lent::new(Box::new(NoModel { hidden_size }))], "none".to_owned())
+        };
+        Ok(Self {
+            settings,
+            options,
+            tokenizer: Arc::new(tokenizer),
+            bundle,
+            models,
+            device,
+            broker: BrokerProcess::start()?,
+            topics: 0,
+        })
+    }
+
+    fn tagger(&self) -> Result<Tagger, BenchError> {
+        let manifest = self.bundle.manifest();
+        let identity = ModelIdentity {
+            fingerprint: self.bundle.fingerprint().to_owned(),
+            max_tokens: manifest.max_tokens,
+            hidden_size: manifest.hidden_size,
+        };
+        Tagger::new(&self.settings.tagging, self.tokenizer.clone(), &identity)
+            .map_err(BenchError::setup)
+    }
+
+    /// A name that no topic has yet.
+    fn new_topic(&mut self) -> String {
+        self.topics += 1;
+        format!("bench-{}", self.topics)
+    }
+
+    fn fill_of(&self, topic: &str, mix: Mix, documents: usize, per_second: Option<f64>) -> Fill {
+        Fill {
+            topic: topic.to_owned(),
+            partitions: PARTITIONS,
+            mix: mix.name().to_owned(),
+            documents,
+            seed: self.options.seed,
+            per_second,
+        }
+    }
+
+    async fn mix(&mut self, mix: Mix, say: &dyn Fn(&str)) -> Result<MixReport, BenchError> {
+        let name = mix.name();
+        say(&format!("{name}: each stage alone"));
+        let tagger = self.tagger()?;
+        let sample = corpus::documents(mix, STAGE_DOCUMENTS, self.options.seed);
+        let mut stages = stages::measure(self.settings, &tagger, &sample).await?;
+
+        say(&format!("{name}: warming up"));
+        let guess = self.guess(&tagger, &sample)?;
+        let wanted = guess * self.options.run_time.as_secs_f64();
+        let documents = (wanted as usize).clamp(MIN_DOCUMENTS, MAX_DOCUMENTS);
+        let topic = self.new_topic();
+        let fill = self.fill_of(&topic, mix, documents, None);
+        self.broker.fill(&fill)?;
+        self.models.iter().for_each(Lent::start_recording);
+        probe::reset_peak_memory();
+        let first = self.run(&topic, documents).await?;
+        let peak_rss_mib = probe::peak_memory_mib();
+        let passes: Vec<PassInput> = self.models.iter().flat_map(Lent::stop_recording).collect();
+        // A text may take several passes: what counts is how many texts went through.
+        let passes_per_document = passes.iter().map(|pass| pass.batch).sum::<usize>() as f64
+            / documents as f64;
+
+        let (mut pipelines, mut ceilings, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut infer = Duration::ZERO;
+        for round in 1..=self.options.rounds {
+            say(&format!("{name}: round {round} of {}", self.options.rounds));
+            let pipeline = self.run(&topic, documents).await?.notes.progress.per_second();
+            self.models.iter().for_each(|model| {
+                model.take_busy();
+            });
+            let ceiling =
+                ceiling::run(&self.models, &passes)?.per_second() / passes_per_document;
+            infer += self.models.iter().map(Lent::take_busy).sum::<Duration>();
+            ratios.push(pipeline / ceiling.max(f64::MIN_POSITIVE));
+            pipelines.push(pipeline);
+            ceilings.push(ceiling);
+        }
+        let inferred = (documents * self.options.rounds.max(1)) as f64;
+        stages.0.push(("infer", infer.as_secs_f64() * 1000.0 / inferred));
+
+        say(&format!("{name}: latency at half the load"));
+        let rate = median(&pipelines);
+        let latencies = self.latencies(mix, rate * LATENCY_LOAD).await?;
+        Ok(MixReport {
+            ceiling_documents_per_second: median(&ceilings),
+            pipeline_documents_per_second: rate,
+            ratio: median(&ratios),
+            padding_efficiency: first.padding_efficiency(),
+            latency_p50_ms: median(&latencies),
+            latency_p99_ms: percentile(&latencies, 0.99),
+            peak_rss_mib,
+            stages: stages.0.into_iter().collect(),
+            tokens_per_second: rate * first.counts.tokens as f64 / documents as f64,
+        })
+    }
+
+    /// A first guess of documents a second, from a few batches of the runtime alone.
+    fn guess(
+        &self,
+        tagger: &Tagger,
+        sample: &[corpus::BenchDocument],
+    ) -> Result<f64, BenchError> {
+        let mut encoded: Vec<_> = sample
+            .iter()
+            .take(GUESS_DOCUMENTS)
+            .map(|document| tagger.encode(&format!("{}{}", document.title, document.text)))
+            .collect();
+        encoded.sort_by_key(|text| text.ids.len());
+        let passes: Vec<PassInput> = encoded
+            .chunks(8)
+            .flat_map(|chunk| tagger.inputs(&chunk.iter().collect::<Vec<_>>()))
+            .collect();
+        let started = Instant::now();
+        ceiling::run(&self.models, &passes)?;
+        Ok(encoded.len() as f64 / started.elapsed().as_secs_f64())
+    }
+
+    async fn run(&self, topic: &str, documents: usize) -> Result<Seen, BenchError> {
+        run::pipeline(Plan {
+            settings: self.settings,
+            bundle: &self.bundle,
+            tagger: self.tagger()?,
+            models: run::lend(&self.models),
+            brokers: self.broker.bootstrap_servers(),
+            topic,
+            documents,
+            target: if self.options.configured_store {
+                Target::Configured
+            } else {
+                Target::Embedded
+            },
+        })
+        .await
+    }
+
+    /// From produced to written, with documents that arrive evenly.
+    async fn latencies(&mut self, mix: Mix, per_second: f64) -> Result<Vec<f64>, BenchError> {
+        let wanted = per_second * self.options.run_time.as_secs_f64();
+        let documents = (wanted as usize).clamp(MIN_DOCUMENTS / 4, MAX_DOCUMENTS);
+        let topic = self.new_topic();
+        let fill = self.fill_of(&topic, mix, documents, Some(per_second));
+        self.broker.begin_fill(&fill)?;
+        let seen = self.run(&topic, documents).await?;
+        self.broker.finish_fill()?;
+        // The first ones waited for the worker to join its group.
+        let warm_up = documents / 2;
+        Ok(seen.notes.latencies_ms.into_iter().skip(warm_up).collect())
+    }
+
+    async fn without_model(&mut self) -> Result<f64, BenchError> {
+        let topic = self.new_topic();
+        let fill = self.fill_of(&topic, Mix::Titles, WITHOUT_MODEL_DOCUMENTS, None);
+        self.broker.fill(&fill)?;
+        let hidden_size = self.bundle.manifest().hidden_size;
+        let mut rates = Vec::new();
+        for _ in 0..self.options.rounds {
+            let model: Box<dyn Model> = Box::new(NoModel { hidden_size });
+            let seen = run::pipeline(Plan {
+                settings: self.settings,
+                bundle: &self.bundle,
+                tagger: self.tagger()?,
+                models: vec![model],
+                brokers: self.broker.bootstrap_servers(),
+                topic: &topic,
+                documents: WITHOUT_MODEL_DOCUMENTS,
+                target: Target::Counting,
+            })
+            .await?;
+            rates.push(seen.notes.progress.per_second());
+        }
+        Ok(median(&rates))
+    }
+}
+
+/// From the start of a process to its first tagged document.
+fn start_seconds(settings: &Settings) -> Result<f64, BenchError> {
+    let program: PathBuf = std::env::current_exe().map_err(BenchError::setup)?;
+    let started = Instant::now();
+    let mut child = Command::new(program)
+        .args(["tag", "--json", "国足主场两球取胜，提前一轮晋级"])
+        .env("TCBERT__MODEL__BUNDLE", &settings.model.bundle)
+        .env("TCBERT__MODEL__DEVICE", &settings.model.device)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(BenchError::setup)?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        BufReader::new(output).read_line(&mut line).map_err(BenchError::failed)?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let status = child.wait().map_err(BenchError::failed)?;
+    if status.success() && line.contains("\"topic\"") {
+        return Ok(seconds);
+    }
+    Err(BenchError::failed(format!("`tcbert-worker tag` ended with {status} and {line:?}")))
+}

@@ -1,0 +1,104 @@
+//! Looks at a run from outside: when points became durable, how long each took from its record, and
+//! how much memory the process held. Must not change what it looks at.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+
+use super::steady::Progress;
+use crate::document::DocumentId;
+use crate::store::{Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError};
+
+/// A store that notes when its writes became durable.
+pub(super) struct Probe {
+    store: Arc<dyn Store>,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Notes {
+    pub(super) progress: Progress,
+    /// From each record's timestamp to its durable write.
+    pub(super) latencies_ms: Vec<f64>,
+}
+
+impl Probe {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, notes: Mutex::default() }
+    }
+
+    pub(super) fn notes(&self) -> Notes {
+        self.notes.lock().clone()
+    }
+
+    pub(super) fn total(&self) -> usize {
+        self.notes.lock().progress.total()
+    }
+}
+
+impl Store for Probe {
+    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
+        let timestamps: Vec<i64> = batch.iter().map(|write| write.version().timestamp_ms).collect();
+        Box::pin(async move {
+            self.store.write(batch).await?;
+            let now_ms = jiff::Timestamp::now().as_millisecond();
+            let mut notes = self.notes.lock();
+            notes.progress.add(Instant::now(), timestamps.len());
+            let latencies = timestamps.iter().map(|then| (now_ms - then) as f64);
+            notes.latencies_ms.extend(latencies);
+            Ok(())
+        })
+    }
+
+    fn search(
+        &self,
+        vector: Vec<f32>,
+        filter: PointFilter,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<SearchHit>, StoreError>> {
+        self.store.search(vector, filter, limit)
+    }
+
+    fn count(&self, filter: PointFilter) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.store.count(filter)
+    }
+
+    fn fetch(&self, id: DocumentId) -> BoxFuture<'_, Result<Option<Map<String, Value>>, StoreError>> {
+        self.store.fetch(id)
+    }
+
+    fn collection(&self) -> BoxFuture<'_, Result<Option<CollectionInfo>, StoreError>> {
+        self.store.collection()
+    }
+
+    fn remove_markers(&self, before: jiff::Timestamp) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.store.remove_markers(before)
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self.store.admin()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.close()
+    }
+}
+
+/// Lets the peak of the resident memory begin anew; without effect where the system has no such note.
+pub(super) fn reset_peak_memory() {
+    // 5: see proc(5), clear_refs.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The peak of the resident memory in MiB; 0 where the system does not say.
+pub(super) fn peak_memory_mib() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+        .map_or(0.0, |kib: f64| kib / 1024.0)
+}
