@@ -11,6 +11,7 @@ mod decoding;
 mod files;
 mod prompts;
 mod settings;
+mod worker;
 
 use std::any::Any;
 use std::collections::HashSet;
