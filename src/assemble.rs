@@ -71,7 +71,10 @@ impl Engine {
         let tokenizer = Arc::new(PromptTokenizer::from_file(&bundle.tokenizer_path())?);
         let tagger = Tagger::new(&settings.tagging, tokenizer, &identity(&bundle))?;
         let models = OnnxModel::load_all(&bundle, &settings.model)?;
-        let models = models.into_iter().map(|model| Box::new(model) as Box<dyn Model>).collect();
+        let models = models
+            .into_iter()
+            .map(|model| Box::new(model) as Box<dyn Model>)
+            .collect();
         Self::with_models(bundle, tagger, models)
     }
 
@@ -87,7 +90,11 @@ impl Engine {
         if let Some(model) = models.first_mut() {
             tagger.calibrate(model.as_mut())?;
         }
-        Ok(Self { bundle, tagger, models })
+        Ok(Self {
+            bundle,
+            tagger,
+            models,
+        })
     }
 
     /// The bundle.
@@ -107,7 +114,11 @@ impl Engine {
 
     /// Label names in the taxonomy's order.
     pub fn label_names(&self) -> Vec<String> {
-        self.taxonomy().labels.iter().map(|label| label.name.clone()).collect()
+        self.taxonomy()
+            .labels
+            .iter()
+            .map(|label| label.name.clone())
+            .collect()
     }
 
     /// Tagger and models, for callers that run batches of their own.
@@ -139,14 +150,23 @@ impl Engine {
             return Err(AssembleError::EmptyText);
         }
         let encoded = self.tagger.encode(query);
-        let Some(model) = self.models.first_mut() else { return Err(AssembleError::NotFinite) };
+        let Some(model) = self.models.first_mut() else {
+            return Err(AssembleError::NotFinite);
+        };
         let embeddings = self.tagger.embed(model.as_mut(), &[&encoded])?;
-        embeddings.into_iter().next().and_then(Result::ok).ok_or(AssembleError::NotFinite)
+        embeddings
+            .into_iter()
+            .next()
+            .and_then(Result::ok)
+            .ok_or(AssembleError::NotFinite)
     }
 
     /// What a collection must be for this engine.
     pub fn expectation(&self) -> Expectation {
-        expectation(self.tagger.hidden_size(), self.tagger.fingerprints().embedding.clone())
+        expectation(
+            self.tagger.hidden_size(),
+            self.tagger.fingerprints().embedding.clone(),
+        )
     }
 
     /// The stages of a pipeline, from this engine and the ends that differ between commands.
@@ -191,7 +211,10 @@ fn identity(bundle: &Bundle) -> ModelIdentity {
 
 fn expectation(vector_size: usize, embedding_fingerprint: String) -> Expectation {
     Expectation {
-        vector: CollectionSpec { vector_name: VECTOR_NAME.to_owned(), vector_size },
+        vector: CollectionSpec {
+            vector_name: VECTOR_NAME.to_owned(),
+            vector_size,
+        },
         embedding_fingerprint,
     }
 }
@@ -227,7 +250,10 @@ pub fn expected_collection(settings: &Settings) -> Result<Expectation, AssembleE
     let bundle = settings.model.open_bundle()?;
     let tokenizer = Arc::new(PromptTokenizer::from_file(&bundle.tokenizer_path())?);
     let tagger = Tagger::new(&settings.tagging, tokenizer, &identity(&bundle))?;
-    Ok(expectation(tagger.hidden_size(), tagger.fingerprints().embedding.clone()))
+    Ok(expectation(
+        tagger.hidden_size(),
+        tagger.fingerprints().embedding.clone(),
+    ))
 }
 
 /// What migrations of the configured store lead to.
@@ -243,7 +269,10 @@ pub fn migration_target(settings: &Settings) -> Result<Target, AssembleError> {
 ///
 /// # Errors
 /// With what to do.
-pub async fn open_store_for_run(settings: &Settings, expectation: &Expectation) -> Result<Arc<dyn Store>, AssembleError> {
+pub async fn open_store_for_run(
+    settings: &Settings,
+    expectation: &Expectation,
+) -> Result<Arc<dyn Store>, AssembleError> {
     let apply = settings.store.apply_migrations;
     Ok(store::open(&settings.store, expectation, apply, jiff::Timestamp::now()).await?)
 }
@@ -252,7 +281,10 @@ pub async fn open_store_for_run(settings: &Settings, expectation: &Expectation) 
 ///
 /// # Errors
 /// With what to do.
-pub async fn open_store(settings: &Settings, expectation: &Expectation) -> Result<Arc<dyn Store>, AssembleError> {
+pub async fn open_store(
+    settings: &Settings,
+    expectation: &Expectation,
+) -> Result<Arc<dyn Store>, AssembleError> {
     Ok(store::open(&settings.store, expectation, false, jiff::Timestamp::now()).await?)
 }
 

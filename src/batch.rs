@@ -523,8 +523,8 @@ mod tests {
             Ok(true)
         }
 
-        fn run(&mut self, event: Event) -> Result<(), TestCaseError> {
-            match event {
+        fn run(&mut self, event: &Event) -> Result<(), TestCaseError> {
+            match *event {
                 Event::Push { tokens, key } => {
                     if self.planner.is_full() {
                         prop_assert!(self.take(false)?, "a full window is due");
@@ -567,9 +567,9 @@ mod tests {
             let settings = BatchSettings { max_padding, ..settings(token_budget, max_rows, window) };
             let mut check = Check::new(settings);
             for event in events {
-                check.run(event)?;
+                check.run(&event)?;
             }
-            check.run(Event::Take { draining: true })?;
+            check.run(&Event::Take { draining: true })?;
             let mut all = check.given.clone();
             all.sort_unstable();
             prop_assert_eq!(all, (0..check.pushed.len()).collect::<Vec<_>>());

@@ -32,7 +32,11 @@ impl Check {
     fn of(name: &'static str, outcome: Result<String, String>) -> Self {
         let passed = outcome.is_ok();
         let (Ok(finding) | Err(finding)) = outcome;
-        Self { name, passed, finding }
+        Self {
+            name,
+            passed,
+            finding,
+        }
     }
 }
 
@@ -63,12 +67,28 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
 }
 
 async fn run_checks(settings: &Settings) -> Vec<Check> {
-    let mut checks = vec![Check::of("configuration", Ok("every key is known and within its bounds".to_owned()))];
+    let mut checks = vec![Check::of(
+        "configuration",
+        Ok("every key is known and within its bounds".to_owned()),
+    )];
     let engine = assemble::load_engine(settings.clone()).await;
-    checks.push(Check::of("model", engine.as_ref().map(Engine::describe).map_err(ToString::to_string)));
+    checks.push(Check::of(
+        "model",
+        engine
+            .as_ref()
+            .map(Engine::describe)
+            .map_err(ToString::to_string),
+    ));
     if let Ok(engine) = &engine {
         let taxonomy = engine.taxonomy();
-        checks.push(Check::of("taxonomy", Ok(format!("{}: {} labels", taxonomy.name, taxonomy.labels.len()))));
+        checks.push(Check::of(
+            "taxonomy",
+            Ok(format!(
+                "{}: {} labels",
+                taxonomy.name,
+                taxonomy.labels.len()
+            )),
+        ));
     }
     checks.push(Check::of("store", check_store(settings).await));
     checks.push(Check::of("broker", check_broker(settings).await));
@@ -77,13 +97,20 @@ async fn run_checks(settings: &Settings) -> Vec<Check> {
 
 async fn check_store(settings: &Settings) -> Result<String, String> {
     let target = assemble::migration_target(settings).map_err(|error| error.to_string())?;
-    let store = store::connect(&settings.store).await.map_err(|error| error.to_string())?;
-    let checked = migrate::check(store.as_ref(), &target).await.map_err(|error| error.to_string());
+    let store = store::connect(&settings.store)
+        .await
+        .map_err(|error| error.to_string())?;
+    let checked = migrate::check(store.as_ref(), &target)
+        .await
+        .map_err(|error| error.to_string());
     let info = store.collection().await.map_err(|error| error.to_string());
     store.close().await.map_err(|error| error.to_string())?;
     checked?;
     Ok(match info? {
-        Some(info) => format!("{} with {} points of {} dimensions", info.name, info.points, info.vector_size),
+        Some(info) => format!(
+            "{} with {} points of {} dimensions",
+            info.name, info.points, info.vector_size
+        ),
         None => "the collection is made at the first run".to_owned(),
     })
 }

@@ -39,7 +39,9 @@ enum Command {
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let target = assemble::migration_target(settings)?;
     super::runtime()?.block_on(async {
-        let store = store::connect(&settings.store).await.map_err(Failure::failed)?;
+        let store = store::connect(&settings.store)
+            .await
+            .map_err(Failure::failed)?;
         let outcome = migrate(store.as_ref(), &target, arguments).await;
         store.close().await.map_err(Failure::failed)?;
         outcome
@@ -48,20 +50,38 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
 
 async fn migrate(store: &dyn Store, target: &Target, arguments: &Arguments) -> Result<(), Failure> {
     match arguments.command.unwrap_or(Command::Status) {
-        Command::Status => show(&migrate::plan(store, target).await.map_err(Failure::failed)?),
+        Command::Status => show(
+            &migrate::plan(store, target)
+                .await
+                .map_err(Failure::failed)?,
+        ),
         Command::Plan => {
-            let plan = migrate::plan(store, target).await.map_err(Failure::failed)?;
+            let plan = migrate::plan(store, target)
+                .await
+                .map_err(Failure::failed)?;
             told(plan.steps().map(ToString::to_string), "nothing to do")
         }
         Command::Apply { switch_alias } => {
             let options = ApplyOptions { switch_alias };
             let done = migrate::apply(store, target, options, jiff::Timestamp::now()).await;
-            told(done.map_err(Failure::failed)?.iter().map(ToString::to_string), "nothing to do")
+            told(
+                done.map_err(Failure::failed)?
+                    .iter()
+                    .map(ToString::to_string),
+                "nothing to do",
+            )
         }
         Command::Rollback { delete_points } => {
             let options = RollbackOptions { delete_points };
-            let undone = migrate::rollback(store, target, options).await.map_err(Failure::failed)?;
-            told(undone.map(|number| format!("migration {number} taken back")).into_iter(), "nothing to take back")
+            let undone = migrate::rollback(store, target, options)
+                .await
+                .map_err(Failure::failed)?;
+            told(
+                undone
+                    .map(|number| format!("migration {number} taken back"))
+                    .into_iter(),
+                "nothing to take back",
+            )
         }
     }
 }
@@ -73,12 +93,17 @@ fn show(plan: &Plan) -> Result<(), Failure> {
         table.add_row(vec![
             format!("{:04} {}", state.migration.number, state.migration.name),
             state.migration.description.clone(),
-            state.applied_at.map_or_else(|| "-".to_owned(), |at| at.to_string()),
+            state
+                .applied_at
+                .map_or_else(|| "-".to_owned(), |at| at.to_string()),
             missing.join("; "),
         ]);
     }
     output::line(table)?;
-    output::line(format_args!("collection {} with {} points", plan.collection, plan.points))
+    output::line(format_args!(
+        "collection {} with {} points",
+        plan.collection, plan.points
+    ))
 }
 
 fn told(steps: impl Iterator<Item = String>, nothing: &str) -> Result<(), Failure> {

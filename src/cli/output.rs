@@ -16,7 +16,11 @@ pub(super) fn table(headers: &[&str]) -> Table {
     table
         .load_style(UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(headers.iter().map(|header| Cell::new(header).add_attribute(Attribute::Bold)));
+        .set_header(
+            headers
+                .iter()
+                .map(|header| Cell::new(header).add_attribute(Attribute::Bold)),
+        );
     table
 }
 
@@ -38,8 +42,10 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
 pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), target());
     bar.set_style(
-        ProgressStyle::with_template("{msg:>12} {bar:40.cyan/blue} {pos}/{len} {per_sec} {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        ProgressStyle::with_template(
+            "{msg:>12} {bar:40.cyan/blue} {pos}/{len} {per_sec} {eta} left",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar.set_message(what.to_owned());
     bar
@@ -49,7 +55,8 @@ pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
 pub(super) fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
     bar.set_style(
-        ProgressStyle::with_template("{spinner:.cyan} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        ProgressStyle::with_template("{spinner:.cyan} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     bar.set_message(what.to_owned());
     bar.enable_steady_tick(Duration::from_millis(100));

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
 use crate::assemble;
-use crate::kafka::{KafkaSource};
+use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending};
 use crate::settings::Settings;
 use crate::source::Source;
@@ -38,15 +38,22 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
     let health = Health::new();
     let admin = match settings.admin.address().map_err(Failure::usage)? {
         Some(address) => Some(
-            AdminServer::start(address, health.clone(), metrics.clone()).await.map_err(Failure::failed)?,
+            AdminServer::start(address, health.clone(), metrics.clone())
+                .await
+                .map_err(Failure::failed)?,
         ),
         None => None,
     };
     let engine = assemble::load_engine(settings.clone()).await?;
-    tracing::info!(model = engine.describe(), taxonomy = engine.taxonomy().name, "model loaded");
+    tracing::info!(
+        model = engine.describe(),
+        taxonomy = engine.taxonomy().name,
+        "model loaded"
+    );
     let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
     let source = connect(settings).await?;
-    let dead_letters = crate::source::MemoryDeadLetters::default();
+    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
+        .map_err(Failure::failed)?;
     tracing::info!(
         topic = settings.kafka.topic,
         group = settings.kafka.group_id,
@@ -56,9 +63,21 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
     health.set_ready();
 
     let counters = Arc::new(Counters::default());
-    let stages = engine.into_stages(settings, source, store.clone(), Arc::new(dead_letters), metrics);
+    let stages = engine.into_stages(
+        settings,
+        source,
+        store.clone(),
+        Arc::new(dead_letters),
+        metrics,
+    );
     let reporter = tokio::spawn(log_progress(counters.clone()));
-    let outcome = pipeline::run(stages?, assemble::wiring(settings), counters.clone(), shutdown).await;
+    let outcome = pipeline::run(
+        stages?,
+        assemble::wiring(settings),
+        counters.clone(),
+        shutdown,
+    )
+    .await;
     reporter.abort();
     drop(admin);
     let counts = counters.snapshot();

@@ -38,8 +38,18 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
         }
         let mut engine = Engine::load(settings)?;
         let store = assemble::open_store(settings, &engine.expectation()).await?;
-        let filter = PointFilter { topic: arguments.topic.clone(), source: arguments.source.clone() };
-        let hits = nearest(&mut engine, store.as_ref(), &arguments.query, filter, usize::from(arguments.limit)).await;
+        let filter = PointFilter {
+            topic: arguments.topic.clone(),
+            source: arguments.source.clone(),
+        };
+        let hits = nearest(
+            &mut engine,
+            store.as_ref(),
+            &arguments.query,
+            filter,
+            usize::from(arguments.limit),
+        )
+        .await;
         store.close().await.map_err(Failure::failed)?;
         show(&arguments.query, &hits?, arguments.json)
     })
@@ -54,7 +64,10 @@ pub(super) async fn nearest(
     limit: usize,
 ) -> Result<Vec<SearchHit>, Failure> {
     let vector = engine.embed(query)?;
-    store.search(vector, filter, limit).await.map_err(Failure::failed)
+    store
+        .search(vector, filter, limit)
+        .await
+        .map_err(Failure::failed)
 }
 
 fn show(query: &str, hits: &[SearchHit], json: bool) -> Result<(), Failure> {
@@ -79,7 +92,13 @@ fn to_json(hit: &SearchHit) -> Value {
 pub(super) fn hits_table(hits: &[SearchHit]) -> comfy_table::Table {
     let mut table = output::table(&["similarity", "topic", "title", "source", "published"]);
     for hit in hits {
-        let field = |name: &str| hit.payload.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
+        let field = |name: &str| {
+            hit.payload
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or("-")
+                .to_owned()
+        };
         table.add_row(vec![
             format!("{:.3}", hit.score),
             field("topic"),

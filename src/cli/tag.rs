@@ -56,7 +56,10 @@ struct Answer<'a> {
     embedding: Option<&'a [f32]>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -68,7 +71,12 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
     }
     let mut engine = Engine::load(&settings)?;
     if arguments.texts.is_empty() {
-        return tag_lines(&mut engine, &settings.batch, arguments, BufReader::with_capacity(READ_BYTES, std::io::stdin()));
+        return tag_lines(
+            &mut engine,
+            &settings.batch,
+            arguments,
+            BufReader::with_capacity(READ_BYTES, std::io::stdin()),
+        );
     }
     let texts: Vec<Result<String, String>> = arguments.texts.iter().cloned().map(Ok).collect();
     answer(&mut engine, &settings.batch, arguments, 1, &texts)
@@ -93,7 +101,8 @@ fn tag_lines(
 
 /// Reads what is at hand: a full chunk from a file, single lines from somebody who types.
 fn read_chunk(input: &mut BufReader<impl Read>) -> Result<Vec<Result<String, String>>, Failure> {
-    let unreadable = |error: std::io::Error| Failure::failed(format!("standard input cannot be read: {error}"));
+    let unreadable =
+        |error: std::io::Error| Failure::failed(format!("standard input cannot be read: {error}"));
     let (mut lines, mut bytes) = (Vec::new(), 0);
     while lines.len() < CHUNK_LINES && bytes < CHUNK_BYTES {
         let mut line = Vec::new();
@@ -107,7 +116,9 @@ fn read_chunk(input: &mut BufReader<impl Read>) -> Result<Vec<Result<String, Str
                 line.pop();
             }
         }
-        lines.push(String::from_utf8(line).map_err(|error| format!("the text is not UTF-8: {error}")));
+        lines.push(
+            String::from_utf8(line).map_err(|error| format!("the text is not UTF-8: {error}")),
+        );
         // Reading on could wait for somebody who types: the rest belongs to the next chunk.
         if !input.buffer().contains(&b'\n') {
             break;
@@ -123,7 +134,10 @@ fn answer(
     first: usize,
     texts: &[Result<String, String>],
 ) -> Result<(), Failure> {
-    let readable: Vec<&str> = texts.iter().map(|text| text.as_deref().unwrap_or("")).collect();
+    let readable: Vec<&str> = texts
+        .iter()
+        .map(|text| text.as_deref().unwrap_or(""))
+        .collect();
     let tagged = tag_all(engine, batch, &readable, |_| {})?;
     let outcomes: Vec<(usize, Result<Tagging, String>)> = texts
         .iter()
@@ -135,13 +149,19 @@ fn answer(
         })
         .collect();
     if arguments.json {
-        outcomes.iter().try_for_each(|(id, outcome)| answer_json(*id, outcome, arguments.embedding))
+        outcomes
+            .iter()
+            .try_for_each(|(id, outcome)| answer_json(*id, outcome, arguments.embedding))
     } else {
         answer_table(&readable, &outcomes)
     }
 }
 
-fn answer_json(id: usize, outcome: &Result<Tagging, String>, embedding: bool) -> Result<(), Failure> {
+fn answer_json(
+    id: usize,
+    outcome: &Result<Tagging, String>,
+    embedding: bool,
+) -> Result<(), Failure> {
     match outcome {
         Ok(tagging) => output::json(&Answer {
             id,
@@ -155,7 +175,10 @@ fn answer_json(id: usize, outcome: &Result<Tagging, String>, embedding: bool) ->
     }
 }
 
-fn answer_table(texts: &[&str], outcomes: &[(usize, Result<Tagging, String>)]) -> Result<(), Failure> {
+fn answer_table(
+    texts: &[&str],
+    outcomes: &[(usize, Result<Tagging, String>)],
+) -> Result<(), Failure> {
     let mut table = output::table(&["", "text", "topic", "probability", "next"]);
     for (text, (id, outcome)) in texts.iter().zip(outcomes) {
         let text = output::shortened(text, TEXT_CHARACTERS);
@@ -165,7 +188,13 @@ fn answer_table(texts: &[&str], outcomes: &[(usize, Result<Tagging, String>)]) -
                     .topics
                     .iter()
                     .filter(|score| score.label != tagging.topic)
-                    .map(|score| format!("{} {}", score.label, output::percent(f64::from(score.probability))))
+                    .map(|score| {
+                        format!(
+                            "{} {}",
+                            score.label,
+                            output::percent(f64::from(score.probability))
+                        )
+                    })
                     .collect();
                 table.add_row(vec![
                     id.to_string(),
@@ -176,7 +205,13 @@ fn answer_table(texts: &[&str], outcomes: &[(usize, Result<Tagging, String>)]) -
                 ]);
             }
             Err(error) => {
-                table.add_row(vec![id.to_string(), text, "-".to_owned(), "-".to_owned(), error.clone()]);
+                table.add_row(vec![
+                    id.to_string(),
+                    text,
+                    "-".to_owned(),
+                    "-".to_owned(),
+                    error.clone(),
+                ]);
             }
         }
     }

@@ -42,7 +42,11 @@ pub(super) fn tag_all(
     for (index, encoded) in encode_all(tagger, texts).into_iter().enumerate() {
         match encoded {
             Ok(text) => {
-                items.push(Item { index, tokens: tagger.row_tokens(&text), text });
+                items.push(Item {
+                    index,
+                    tokens: tagger.row_tokens(&text),
+                    text,
+                });
                 answers.push(None);
             }
             Err(error) => answers.push(Some(Err(error))),
@@ -77,11 +81,18 @@ pub(super) fn tag_all(
     });
     match failure.into_inner() {
         Some(error) => Err(error),
-        None => Ok(answers.into_inner().into_iter().map(|answer| answer.unwrap_or(Err(AssembleError::NotFinite))).collect()),
+        None => Ok(answers
+            .into_inner()
+            .into_iter()
+            .map(|answer| answer.unwrap_or(Err(AssembleError::NotFinite)))
+            .collect()),
     }
 }
 
-fn next(queue: &Mutex<Vec<Batch<Item>>>, failure: &Mutex<Option<AssembleError>>) -> Option<Batch<Item>> {
+fn next(
+    queue: &Mutex<Vec<Batch<Item>>>,
+    failure: &Mutex<Option<AssembleError>>,
+) -> Option<Batch<Item>> {
     if failure.lock().is_some() {
         return None;
     }
@@ -90,7 +101,10 @@ fn next(queue: &Mutex<Vec<Batch<Item>>>, failure: &Mutex<Option<AssembleError>>)
 
 /// All batches at once: the whole list is the look-ahead window.
 fn plan(settings: &BatchSettings, items: Vec<Item>) -> Vec<Batch<Item>> {
-    let whole = BatchSettings { window_documents: items.len().max(1), ..settings.clone() };
+    let whole = BatchSettings {
+        window_documents: items.len().max(1),
+        ..settings.clone()
+    };
     let mut planner = BatchPlanner::new(&whole);
     let now = Instant::now();
     let mut batches = Vec::new();
@@ -106,7 +120,11 @@ fn plan(settings: &BatchSettings, items: Vec<Item>) -> Vec<Batch<Item>> {
     batches
 }
 
-fn run(tagger: &Tagger, model: &mut dyn Model, batch: Batch<Item>) -> Result<Vec<(usize, Tagged)>, AssembleError> {
+fn run(
+    tagger: &Tagger,
+    model: &mut dyn Model,
+    batch: Batch<Item>,
+) -> Result<Vec<(usize, Tagged)>, AssembleError> {
     let texts: Vec<&EncodedText> = batch.items.iter().map(|item| &item.text).collect();
     let taggings = tagger.tag(model, &texts)?;
     Ok(batch

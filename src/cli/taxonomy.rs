@@ -32,7 +32,9 @@ enum Command {
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
-        Command::List => known_names(folder(settings)).into_iter().try_for_each(output::line),
+        Command::List => known_names(folder(settings))
+            .into_iter()
+            .try_for_each(output::line),
         Command::Check { taxonomy, json } => check(settings, taxonomy.as_ref(), *json),
     }
 }
@@ -47,11 +49,19 @@ fn check(settings: &Settings, taxonomy: Option<&String>, json: bool) -> Result<(
         .labels
         .iter()
         .filter(|label| {
-            label.words.iter().all(|word| report.out_of_vocabulary.iter().any(|unknown| unknown.word == *word))
+            label.words.iter().all(|word| {
+                report
+                    .out_of_vocabulary
+                    .iter()
+                    .any(|unknown| unknown.word == *word)
+            })
         })
         .map(|label| label.name.as_str())
         .collect();
-    let clashes = report.collisions.iter().any(|collision| collision.first.0 != collision.second.0);
+    let clashes = report
+        .collisions
+        .iter()
+        .any(|collision| collision.first.0 != collision.second.0);
     if json {
         output::json(&serde_json::json!({
             "taxonomy": taxonomy.name,
@@ -69,13 +79,18 @@ fn check(settings: &Settings, taxonomy: Option<&String>, json: bool) -> Result<(
         )));
     }
     if clashes {
-        return Err(Failure::failed("some labels cannot be told apart; give them different words"));
+        return Err(Failure::failed(
+            "some labels cannot be told apart; give them different words",
+        ));
     }
     Ok(())
 }
 
 fn show(name: &str, labels: usize, report: &PlanReport) -> Result<(), Failure> {
-    output::line(format_args!("{name}: {labels} labels, {} pass(es) of the model a document", report.passes))?;
+    output::line(format_args!(
+        "{name}: {labels} labels, {} pass(es) of the model a document",
+        report.passes
+    ))?;
     let mut table = output::table(&["tokens", "words"]);
     for (tokens, words) in &report.words_by_tokens {
         table.add_row(vec![tokens.to_string(), words.join(" ")]);

@@ -9,7 +9,6 @@ mod fields;
 mod json;
 mod settings;
 mod text;
-mod time;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,7 +22,7 @@ pub use settings::{DecodeSettings, FieldPointers, Format, IdFrom, InvalidDecodeS
 pub use text::{ModelText, TextRule, TextSettings, compose_text};
 
 use crate::document::{Document, DocumentId};
-use crate::source::SourceRecord;
+use crate::source::{SourceRecord, timestamp};
 use cloud_events::{Envelope, Event};
 use fields::{Field, FieldValue, Fields};
 use json::Mapping;
@@ -58,7 +57,7 @@ impl Decoder {
         settings.validate(&mut violations);
         let (Some(mapping), Some(time_zone), true) = (
             Mapping::new(&settings.fields, settings.keep_unmapped).ok(),
-            time::zone(&settings.time_zone),
+            timestamp::zone(&settings.time_zone),
             violations.is_empty(),
         ) else {
             return Err(InvalidDecodeSettings(violations));
@@ -221,10 +220,10 @@ impl Decoder {
             FieldValue::Absent => return Ok(event.time),
             FieldValue::Text(text) if text.trim().is_empty() => return Ok(event.time),
             FieldValue::Text(text) => {
-                time::parse(&text, &self.time_zone).ok_or_else(|| error::excerpt(&text))
+                timestamp::parse(&text, &self.time_zone).ok_or_else(|| error::excerpt(&text))
             }
             FieldValue::Number(number) => {
-                time::from_epoch(&number).ok_or_else(|| number.to_string())
+                timestamp::from_epoch(&number).ok_or_else(|| number.to_string())
             }
             other => {
                 let expected = "text or a number";

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::json::Mapping;
 use super::text::{TextRule, TextSettings};
-use super::time;
 use crate::bounds::{Violation, check_range};
+use crate::source::timestamp;
 
 /// Deepest nesting that can be allowed: below the JSON parser's own recursion limit of 128.
 const HIGHEST_MAX_DEPTH: usize = 120;
@@ -148,7 +148,7 @@ impl DecodeSettings {
                 format!("a text of at most {LONGEST_SEPARATOR_CHARS} characters"),
             ));
         }
-        if time::zone(&self.time_zone).is_none() {
+        if timestamp::zone(&self.time_zone).is_none() {
             violations.push(Violation::new(
                 "time_zone",
                 &self.time_zone,

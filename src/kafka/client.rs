@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::source::SourceError;
@@ -57,6 +58,8 @@ impl ClientContext for Reporting {
         report(&self.faults, &error, reason);
     }
 }
+
+impl ConsumerContext for Reporting {}
 
 /// Hands a line of the client's log on. What the client calls an error it tries again, so it is a
 /// warning here; what ends the worker is said where that is decided.

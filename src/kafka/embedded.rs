@@ -19,7 +19,10 @@ use rdkafka::producer::{
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::client::{self, Faults};
-use crate::source::Header;
+use super::dead_letter::{DeadLetterFilter, StoredDeadLetter, list_dead_letters};
+use super::inspect::group_positions;
+use super::settings::KafkaSettings;
+use crate::source::{Header, SourceError};
 
 /// Longest wait for the cluster to start.
 const START_WITHIN: Duration = Duration::from_secs(10);
@@ -58,11 +61,24 @@ pub struct EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
+    /// Starts one broker on a free port of the loopback interface, with topics of so many
+    /// partitions each.
+    ///
+    /// # Errors
+    /// When the cluster cannot be made.
+    pub fn start(topics: &[(&str, i32)]) -> Result<Self, EmbeddedError> {
+        let broker = Self::start_cluster(1)?;
+        for (topic, partitions) in topics {
+            broker.create_topic(topic, *partitions)?;
+        }
+        Ok(broker)
+    }
+
     /// Starts `brokers` brokers on free ports of the loopback interface.
     ///
     /// # Errors
     /// When the cluster cannot be made.
-    pub fn start(brokers: i32) -> Result<Self, EmbeddedError> {
+    pub fn start_cluster(brokers: i32) -> Result<Self, EmbeddedError> {
         let (jobs, work): (Sender<Job>, Receiver<Job>) = bounded(1);
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new()
@@ -91,11 +107,52 @@ impl EmbeddedBroker {
     }
 
     /// Where the brokers listen, as `kafka.brokers` wants it.
-    pub fn bootstrap_servers(&self) -> &str {
-        &self.bootstrap_servers
+    pub fn bootstrap_servers(&self) -> String {
+        self.bootstrap_servers.clone()
     }
 
-    /// Makes a topic with `partitions` partitions on every broker there is (at most three).
+    /// Produces records in their order and waits until each is acknowledged.
+    ///
+    /// # Errors
+    /// When one was refused or got no answer in time.
+    pub async fn produce(
+        &self,
+        topic: &str,
+        records: Vec<SampleRecord>,
+    ) -> Result<(), EmbeddedError> {
+        let (servers, topic) = (self.bootstrap_servers.clone(), topic.to_owned());
+        tokio::task::spawn_blocking(move || {
+            SampleProducer::new(&servers)?.produce(&topic, &records)
+        })
+        .await
+        .map_err(|error| EmbeddedError::Broker(error.to_string()))?
+    }
+
+    /// The sum of the offsets that the group has committed, over all partitions of its topics: how
+    /// many records it is done with, where nothing has expired.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn committed(&self, settings: &KafkaSettings) -> Result<i64, SourceError> {
+        let positions = group_positions(settings)?;
+        Ok(positions
+            .iter()
+            .filter_map(|position| position.committed)
+            .sum())
+    }
+
+    /// All letters in the dead-letter topic.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn read_dead_letters(
+        &self,
+        settings: &KafkaSettings,
+    ) -> Result<Vec<StoredDeadLetter>, SourceError> {
+        list_dead_letters(settings, &DeadLetterFilter::default())
+    }
+
+    /// Makes a topic with `partitions` partitions.
     ///
     /// # Errors
     /// When the topic exists already.
@@ -353,6 +410,10 @@ impl SampleProducer {
         for (name, value) in properties {
             config.set(*name, *value);
         }
+        Self::with_config(&config)
+    }
+
+    pub(super) fn with_config(config: &ClientConfig) -> Result<Self, EmbeddedError> {
         let producer = config
             .create_with_context(Receipts::default())
             .map_err(|error| EmbeddedError::Broker(error.to_string()))?;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use rdkafka::TopicPartitionList;
 use rdkafka::ClientContext;
+use rdkafka::TopicPartitionList;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
@@ -68,7 +68,13 @@ impl Inspector {
         let known = metadata.topics().iter().find(|known| known.name() == topic);
         Ok(known
             .filter(|known| known.error().is_none())
-            .map(|known| known.partitions().iter().map(|partition| partition.id()).collect())
+            .map(|known| {
+                known
+                    .partitions()
+                    .iter()
+                    .map(|partition| partition.id())
+                    .collect()
+            })
             .unwrap_or_default())
     }
 }
@@ -81,13 +87,21 @@ pub fn describe_broker(settings: &KafkaSettings) -> Result<String, SourceError> 
     let inspector = Inspector::new(settings)?;
     let mut findings = Vec::new();
     let topics = settings.topics();
-    for topic in topics.iter().copied().chain([settings.dead_letter_topic.as_str()]) {
+    for topic in topics
+        .iter()
+        .copied()
+        .chain([settings.dead_letter_topic.as_str()])
+    {
         match inspector.partitions(topic)?.len() {
             0 => findings.push(format!("{topic} does not exist yet")),
             count => findings.push(format!("{topic} has {count} partitions")),
         }
     }
-    Ok(format!("{} answers; {}", settings.brokers, findings.join(", ")))
+    Ok(format!(
+        "{} answers; {}",
+        settings.brokers,
+        findings.join(", ")
+    ))
 }
 
 /// How far the configured group is in the configured topics.

@@ -4,6 +4,7 @@
 mod client;
 mod committer;
 mod counters;
+mod dead_letter;
 mod desk;
 mod embedded;
 mod inspect;
@@ -15,6 +16,10 @@ mod source;
 mod start;
 
 pub use counters::SourceCounters;
+pub use dead_letter::{
+    CutValue, DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, ReplayReport,
+    StoredDeadLetter, list_dead_letters, replay_dead_letters, visit_dead_letters,
+};
 pub use embedded::{
     EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
 };

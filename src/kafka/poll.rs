@@ -324,7 +324,8 @@ impl PollThread {
     }
 }
 
-fn headers_of(message: &BorrowedMessage<'_>) -> Vec<Header> {
+/// A message's headers in our form.
+pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Vec<Header> {
     message.headers().map_or_else(Vec::new, |headers| {
         headers
             .iter()

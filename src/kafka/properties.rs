@@ -148,6 +148,11 @@ impl Properties {
         self.0.get(name).map(String::as_str)
     }
 
+    /// Forgets every property.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Notes each property that is refused, misspelt or of a wrong value; `prefix` is the key
     /// that they stand below. Never repeats a secret.
     pub fn validate(&self, prefix: &str, violations: &mut Vec<Violation>) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
@@ -101,6 +101,8 @@ impl Shared {
 pub(super) struct Callbacks {
     pub(super) shared: Arc<Shared>,
     pub(super) events: Sender<SourceEvent>,
+    /// The other end of the channel, to take back what waits in it.
+    pub(super) waiting: Receiver<SourceEvent>,
     pub(super) committer: Committer,
 }
 
@@ -228,9 +230,10 @@ impl Callbacks {
         }
         if lost {
             tracing::warn!(partitions = %named(&leaving), "partitions lost");
-            self.announce(SourceEvent::Lost {
+            let lost = SourceEvent::Lost {
                 partitions: leaving.clone(),
-            });
+            };
+            self.announce_before_records(lost, &leaving);
         } else if self.shared.phase() == Phase::Closing {
             tracing::debug!(partitions = %named(&leaving), "partitions left");
         } else {
@@ -244,10 +247,11 @@ impl Callbacks {
     fn drain(&self, leaving: &[TopicPartition]) -> Vec<CommitOffset> {
         let started = Instant::now();
         let (reply, answer) = bounded(1);
-        self.announce(SourceEvent::Revoked {
+        let revoked = SourceEvent::Revoked {
             partitions: leaving.to_vec(),
             reply,
-        });
+        };
+        self.announce_before_records(revoked, leaving);
         match answer.recv_timeout(self.shared.revoke_drain) {
             Ok(offsets) => {
                 tracing::info!(
@@ -277,6 +281,32 @@ impl Callbacks {
         }
         if let Err(error) = self.committer.commit(offsets, true) {
             tracing::warn!(%error, "the last offsets of revoked partitions were not committed");
+        }
+    }
+
+    /// Sends an event past the records that wait in the channel, which a slow pipeline may take
+    /// longer to work off than a revocation may last. Records of the partitions that leave are
+    /// dropped; everything else keeps its order.
+    fn announce_before_records(&self, event: SourceEvent, leaving: &[TopicPartition]) {
+        let mut behind = Vec::new();
+        let waiting: Vec<SourceEvent> = self.waiting.try_iter().collect();
+        for waiting in waiting {
+            match waiting {
+                SourceEvent::Records(mut records) => {
+                    let before = records.len();
+                    records.retain(|record| !leaving.contains(&record.position.partition));
+                    let dropped = before - records.len();
+                    self.shared.counters.dropped.add(dropped as u64);
+                    if !records.is_empty() {
+                        behind.push(SourceEvent::Records(records));
+                    }
+                }
+                control => self.announce(control),
+            }
+        }
+        self.announce(event);
+        for records in behind {
+            self.announce(records);
         }
     }
 

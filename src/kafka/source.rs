@@ -72,6 +72,7 @@ impl KafkaSource {
         let callbacks = Callbacks {
             shared: Arc::clone(&shared),
             events: sender.clone(),
+            waiting: events.clone(),
             committer: committer.clone(),
         };
         let consumer: GroupConsumer = settings

@@ -37,7 +37,9 @@ pub(super) fn run_planner(
         fill(&mut planner, &mut held);
         if open && held.is_empty() {
             let now = Instant::now();
-            let wait = planner.deadline().map_or(TICK, |deadline| deadline.saturating_duration_since(now).min(TICK));
+            let wait = planner.deadline().map_or(TICK, |deadline| {
+                deadline.saturating_duration_since(now).min(TICK)
+            });
             match documents.recv_timeout(wait) {
                 Ok(chunk) => held.extend(chunk),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -122,7 +124,9 @@ fn count(context: &Context, batch: &[Ready], elapsed: Duration) {
     counters.truncated.add(truncated);
     counters.unknown_tokens.add(unknown);
     context.metrics.texts(truncated as u64, unknown as u64);
-    context.metrics.batch(batch.len(), tokens, longest * batch.len());
+    context
+        .metrics
+        .batch(batch.len(), tokens, longest * batch.len());
     context.metrics.stage(Stage::Infer, elapsed);
 }
 
@@ -141,7 +145,8 @@ fn one_by_one(
         .map(|ready| tag(context, model, std::slice::from_ref(ready)))
         .collect();
     let empty = context.tagger.encode("");
-    let model_works = outcomes.iter().any(Result::is_ok) || context.tagger.tag(model, &[&empty]).is_ok();
+    let model_works =
+        outcomes.iter().any(Result::is_ok) || context.tagger.tag(model, &[&empty]).is_ok();
     if !model_works {
         context.fail(PipelineError::Model(error));
         return false;
@@ -162,8 +167,16 @@ fn one_by_one(
 }
 
 fn refuse(ready: Ready, message: String, out: &Tagged) -> bool {
-    let refusal = Refusal { stage: "model", class: "model_failed", message };
-    let refused = Refused { ticket: ready.ticket, record: ready.record, refusal };
+    let refusal = Refusal {
+        stage: "model",
+        class: "model_failed",
+        message,
+    };
+    let refused = Refused {
+        ticket: ready.ticket,
+        record: ready.record,
+        refusal,
+    };
     out.refusals.blocking_send(refused).is_ok()
 }
 
@@ -190,12 +203,20 @@ fn to_write(context: &Context, ready: Ready, tagging: Tagging, now: jiff::Timest
         version: ready.version,
         topic: tagging.topic,
         probability: tagging.probability,
-        topics: tagging.topics.into_iter().map(|score| (score.label, score.probability)).collect(),
+        topics: tagging
+            .topics
+            .into_iter()
+            .map(|score| (score.label, score.probability))
+            .collect(),
         embedding: tagging.embedding,
         truncated: ready.encoded.truncated,
     };
     let point = build_point(tagged, &context.provenance, now);
-    Write { ticket: ready.ticket, record: ready.record, point: PointWrite::Upsert(point) }
+    Write {
+        ticket: ready.ticket,
+        record: ready.record,
+        point: PointWrite::Upsert(point),
+    }
 }
 
 /// Starts the planner and one thread for each model.

@@ -47,7 +47,10 @@ pub(super) fn run_intake(
                     records_out = None;
                 }
             }
-            Ok(SourceEvent::Assigned { partitions, generation }) => {
+            Ok(SourceEvent::Assigned {
+                partitions,
+                generation,
+            }) => {
                 tracing::info!(partitions = %listed(&partitions), generation = generation.0, "partitions assigned");
                 context.ledger.assign(&partitions, generation);
                 context.metrics.rebalance("assigned");
@@ -77,7 +80,8 @@ pub(super) fn run_intake(
             Ok(SourceEvent::Failed(error)) => context.fail(PipelineError::Source(error)),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                if !state.closed.load(Ordering::Acquire) && !state.stopping.load(Ordering::Acquire) {
+                if !state.closed.load(Ordering::Acquire) && !state.stopping.load(Ordering::Acquire)
+                {
                     context.fail(PipelineError::SourceVanished);
                 }
                 return;
@@ -126,7 +130,9 @@ fn still_ours(context: &Context, mut records: Vec<SourceRecord>) -> Vec<SourceRe
 
 fn gone(context: &Context, partitions: &[TopicPartition]) {
     for partition in partitions {
-        context.metrics.lag_gone(&partition.topic, partition.partition);
+        context
+            .metrics
+            .lag_gone(&partition.topic, partition.partition);
     }
 }
 

@@ -50,13 +50,20 @@ pub(super) struct Ticket {
 impl Ticket {
     /// The ticket of a record; taken before the record moves on.
     pub(super) fn of(record: &SourceRecord) -> Self {
-        Self { receipt: record.receipt(), bytes: record.size_bytes() }
+        Self {
+            receipt: record.receipt(),
+            bytes: record.size_bytes(),
+        }
     }
 }
 
 impl Ledger {
     pub(super) fn new(budget: Budget) -> Self {
-        Self { budget, state: Mutex::new(State::default()), changed: Condvar::new() }
+        Self {
+            budget,
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        }
     }
 
     /// Whether the budget has room for more; a record larger than the whole budget passes alone.
@@ -107,7 +114,11 @@ impl Ledger {
 
     /// Waits until nothing of `partitions` is in flight, at most `wait`; then gives their last
     /// offsets and forgets them.
-    pub(super) fn revoke(&self, partitions: &[TopicPartition], wait: Duration) -> Vec<CommitOffset> {
+    pub(super) fn revoke(
+        &self,
+        partitions: &[TopicPartition],
+        wait: Duration,
+    ) -> Vec<CommitOffset> {
         let deadline = Instant::now() + wait;
         let mut state = self.state.lock();
         while !state.closed && state.watermarks.in_flight_of(partitions) > 0 {

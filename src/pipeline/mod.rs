@@ -35,7 +35,9 @@ use crate::batch::{BatchPlanner, BatchSettings};
 use crate::decode::{Decoder, TextSettings};
 use crate::model::Model;
 use crate::score::{Tagger, TaggerError};
-use crate::source::{CommitMode, DeadLetterError, DeadLetterSink, Source, SourceError, SourceRecord};
+use crate::source::{
+    CommitMode, DeadLetterError, DeadLetterSink, Source, SourceError, SourceRecord,
+};
 use crate::store::point::Provenance;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Stage};
@@ -107,10 +109,14 @@ pub enum PipelineError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The source's thread ended without a word.
-    #[error("the source ended without saying why; what was not committed is delivered again at the next start")]
+    #[error(
+        "the source ended without saying why; what was not committed is delivered again at the next start"
+    )]
     SourceVanished,
     /// The model fails on every document.
-    #[error("{0}; every document fails, so the worker stops; what was in flight is delivered again at the next start")]
+    #[error(
+        "{0}; every document fails, so the worker stops; what was in flight is delivered again at the next start"
+    )]
     Model(TaggerError),
     /// The store cannot be used.
     #[error(transparent)]
@@ -122,7 +128,9 @@ pub enum PipelineError {
     #[error("{0}")]
     Thread(String),
     /// The drain's bound has passed with work in flight.
-    #[error("{0} records were still in flight when the time to drain had passed; they are delivered again at the next start")]
+    #[error(
+        "{0} records were still in flight when the time to drain had passed; they are delivered again at the next start"
+    )]
     NotDrained(usize),
     /// Work was given up because the pipeline stops; never the first error.
     #[error("abandoned")]
@@ -225,7 +233,17 @@ pub async fn run(
     counters: Arc<Counters>,
     shutdown: CancellationToken,
 ) -> Result<Ending, PipelineError> {
-    let Stages { source, decoder, text, tagger, models, provenance, store, dead_letters, metrics } = stages;
+    let Stages {
+        source,
+        decoder,
+        text,
+        tagger,
+        models,
+        provenance,
+        store,
+        dead_letters,
+        metrics,
+    } = stages;
     let context = Arc::new(Context {
         source,
         decoder,
@@ -277,11 +295,21 @@ fn start(
         writes: writes_out.clone(),
         refusals: refusals_out.clone(),
     };
-    let tagged = infer::Tagged { writes: writes_out, refusals: refusals_out };
-    let mut threads = spawn_prepare(context, wiring.pipeline.prepare_threads, &records, &prepared)?;
+    let tagged = infer::Tagged {
+        writes: writes_out,
+        refusals: refusals_out,
+    };
+    let mut threads = spawn_prepare(
+        context,
+        wiring.pipeline.prepare_threads,
+        &records,
+        &prepared,
+    )?;
     drop(prepared);
     let planner = BatchPlanner::new(&wiring.batch);
-    threads.extend(infer::spawn_inference(context, planner, models, documents, &tagged)?);
+    threads.extend(infer::spawn_inference(
+        context, planner, models, documents, &tagged,
+    )?);
     drop(tagged);
 
     let writer = tokio::spawn({
@@ -305,7 +333,12 @@ fn start(
         records_out,
         wiring.revoke_drain,
     )?;
-    Ok(Running { intake, threads, writer, refuser })
+    Ok(Running {
+        intake,
+        threads,
+        writer,
+        refuser,
+    })
 }
 
 /// Sends refused records to the dead letters, several at once.
@@ -317,7 +350,11 @@ async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused
         }
         let context = context.clone();
         in_flight.spawn(async move {
-            let Refused { ticket, record, refusal } = refused;
+            let Refused {
+                ticket,
+                record,
+                refusal,
+            } = refused;
             if let Err(error) = refuse(&context, ticket, record, refusal).await {
                 context.fail(error);
             }
@@ -375,7 +412,9 @@ async fn commit(context: &Arc<Context>, mode: CommitMode) {
             context.metrics.commit(false);
             tracing::warn!(error = %error, "a commit failed and is tried again");
         }
-        Err(error) => context.fail(PipelineError::Thread(format!("the commit ended early: {error}"))),
+        Err(error) => context.fail(PipelineError::Thread(format!(
+            "the commit ended early: {error}"
+        ))),
     }
 }
 
@@ -398,7 +437,8 @@ async fn finish(
     } else {
         tracing::info!(in_flight = context.ledger.in_flight(), "draining");
         let waiting = context.clone();
-        let drained = tokio::task::spawn_blocking(move || waiting.ledger.wait_until_empty(drain)).await;
+        let drained =
+            tokio::task::spawn_blocking(move || waiting.ledger.wait_until_empty(drain)).await;
         if !drained.unwrap_or(false) {
             context.fail(PipelineError::NotDrained(context.ledger.in_flight()));
             context.abandoned.cancel();
@@ -407,7 +447,10 @@ async fn finish(
     commit(context, CommitMode::Wait).await;
     context.ledger.close();
     let closing = context.source.clone();
-    if tokio::task::spawn_blocking(move || closing.close()).await.is_err() {
+    if tokio::task::spawn_blocking(move || closing.close())
+        .await
+        .is_err()
+    {
         tracing::warn!("the source did not close in order");
     }
     intake.closed.store(true, Ordering::Release);
@@ -423,9 +466,17 @@ async fn finish(
 async fn join(context: &Arc<Context>, running: Running) {
     /// How long a thread may take to notice that the pipeline has ended.
     const JOIN_BOUND: Duration = Duration::from_secs(5);
-    let Running { intake, threads, writer, refuser } = running;
+    let Running {
+        intake,
+        threads,
+        writer,
+        refuser,
+    } = running;
     let panicked = tokio::task::spawn_blocking(move || {
-        std::iter::once(intake).chain(threads).filter_map(|thread| thread.join().err()).count()
+        std::iter::once(intake)
+            .chain(threads)
+            .filter_map(|thread| thread.join().err())
+            .count()
     });
     let tasks = async {
         let panicked = panicked.await.unwrap_or(1);

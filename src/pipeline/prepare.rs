@@ -52,11 +52,20 @@ pub(super) struct Prepared {
 }
 
 /// Prepares chunks until the intake ends or a stage behind has gone.
-pub(super) fn run_prepare(context: &Context, records: &Receiver<Vec<SourceRecord>>, out: &Prepared) {
+pub(super) fn run_prepare(
+    context: &Context,
+    records: &Receiver<Vec<SourceRecord>>,
+    out: &Prepared,
+) {
     for chunk in records {
-        let Some((documents, tombstones)) = decode(context, chunk, out) else { return };
+        let Some((documents, tombstones)) = decode(context, chunk, out) else {
+            return;
+        };
         let started = Instant::now();
-        let ready: Vec<Ready> = documents.into_iter().map(|decoded| tokenise(context, decoded)).collect();
+        let ready: Vec<Ready> = documents
+            .into_iter()
+            .map(|decoded| tokenise(context, decoded))
+            .collect();
         context.metrics.stage(Stage::Tokenise, started.elapsed());
         if !tombstones.is_empty() && out.writes.blocking_send(tombstones).is_err() {
             return;
@@ -76,7 +85,11 @@ struct DecodedRecord {
 }
 
 /// Splits a chunk into documents, deletions and refusals; `None` when nobody takes the refusals.
-fn decode(context: &Context, chunk: Vec<SourceRecord>, out: &Prepared) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
+fn decode(
+    context: &Context,
+    chunk: Vec<SourceRecord>,
+    out: &Prepared,
+) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
     let started = Instant::now();
     let mut documents = Vec::with_capacity(chunk.len());
     let mut tombstones = Vec::new();
@@ -88,14 +101,37 @@ fn decode(context: &Context, chunk: Vec<SourceRecord>, out: &Prepared) -> Option
         };
         match context.decoder.decode(&record) {
             Ok(Decoded::Document(document)) => {
-                documents.push(DecodedRecord { ticket, record, document, version });
+                documents.push(DecodedRecord {
+                    ticket,
+                    record,
+                    document,
+                    version,
+                });
             }
             Ok(Decoded::Tombstone(id)) => {
-                tombstones.push(Write { ticket, record, point: PointWrite::Tombstone { id, version, deleted_at: jiff::Timestamp::now() } });
+                tombstones.push(Write {
+                    ticket,
+                    record,
+                    point: PointWrite::Tombstone {
+                        id,
+                        version,
+                        deleted_at: jiff::Timestamp::now(),
+                    },
+                });
             }
             Err(error) => {
-                let refusal = Refusal { stage: "decode", class: error.class(), message: error.to_string() };
-                out.refusals.blocking_send(Refused { ticket, record, refusal }).ok()?;
+                let refusal = Refusal {
+                    stage: "decode",
+                    class: error.class(),
+                    message: error.to_string(),
+                };
+                out.refusals
+                    .blocking_send(Refused {
+                        ticket,
+                        record,
+                        refusal,
+                    })
+                    .ok()?;
             }
         }
     }
@@ -104,12 +140,24 @@ fn decode(context: &Context, chunk: Vec<SourceRecord>, out: &Prepared) -> Option
 }
 
 fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
-    let DecodedRecord { ticket, record, document, version } = decoded;
+    let DecodedRecord {
+        ticket,
+        record,
+        document,
+        version,
+    } = decoded;
     let text = compose_text(&document, &context.text);
     let mut encoded = context.tagger.encode(&text.text);
     encoded.truncated |= text.cut;
     let tokens = context.tagger.row_tokens(&encoded);
-    Ready { ticket, record, document, version, encoded, tokens }
+    Ready {
+        ticket,
+        record,
+        document,
+        version,
+        encoded,
+        tokens,
+    }
 }
 
 /// Starts `threads` preparing threads over one queue.
@@ -122,7 +170,9 @@ pub(super) fn spawn_prepare(
     (0..threads)
         .map(|index| {
             let (records, out) = (records.clone(), out.clone());
-            spawn(context, format!("prepare-{index}"), move |context| run_prepare(context, &records, &out))
+            spawn(context, format!("prepare-{index}"), move |context| {
+                run_prepare(context, &records, &out)
+            })
         })
         .collect()
 }

@@ -40,9 +40,27 @@ impl Default for PipelineSettings {
 impl PipelineSettings {
     /// Notes values that are out of bounds.
     pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(violations, "max_in_flight_records", self.max_in_flight_records, 1, 1_000_000);
-        check_range(violations, "max_in_flight_bytes", self.max_in_flight_bytes, 1024 * 1024, 16 << 30);
-        check_range(violations, "max_uncommitted_records", self.max_uncommitted_records, 1, 10_000_000);
+        check_range(
+            violations,
+            "max_in_flight_records",
+            self.max_in_flight_records,
+            1,
+            1_000_000,
+        );
+        check_range(
+            violations,
+            "max_in_flight_bytes",
+            self.max_in_flight_bytes,
+            1024 * 1024,
+            16 << 30,
+        );
+        check_range(
+            violations,
+            "max_uncommitted_records",
+            self.max_uncommitted_records,
+            1,
+            10_000_000,
+        );
         check_range(violations, "prepare_threads", self.prepare_threads, 1, 64);
         check_range(violations, "write_linger_ms", self.write_linger_ms, 0, 1000);
         check_range(violations, "drain_ms", self.drain_ms, 0, 600_000);

@@ -132,14 +132,20 @@ async fn isolate(
         write_durably(context.clone(), refusals.clone(), batch).await?;
         return write_durably(context, refusals, rest).await;
     }
-    let Some(write) = batch.pop() else { return Ok(()) };
+    let Some(write) = batch.pop() else {
+        return Ok(());
+    };
     if refusals.fetch_add(1, Ordering::Relaxed) >= MOST_REFUSALS_IN_A_ROW {
         return Err(PipelineError::Store(StoreError::Fatal(format!(
             "the store refused {MOST_REFUSALS_IN_A_ROW} records in a row, so that the refusal is hardly about \
              the records; the last reason: {reason}; check the collection with `tcbert-worker doctor`"
         ))));
     }
-    let refusal = Refusal { stage: STAGE, class: "store_rejected", message: reason };
+    let refusal = Refusal {
+        stage: STAGE,
+        class: "store_rejected",
+        message: reason,
+    };
     refuse(&context, write.ticket, write.record, refusal).await
 }
 
@@ -150,9 +156,13 @@ fn acknowledge(context: &Context, batch: &[Write]) {
         .count();
     context.counters.written.add(batch.len() - deleted);
     context.counters.deleted.add(deleted);
-    context.metrics.documents(Outcome::Written, (batch.len() - deleted) as u64);
+    context
+        .metrics
+        .documents(Outcome::Written, (batch.len() - deleted) as u64);
     context.metrics.documents(Outcome::Deleted, deleted as u64);
-    context.ledger.acknowledge(batch.iter().map(|write| &write.ticket));
+    context
+        .ledger
+        .acknowledge(batch.iter().map(|write| &write.ticket));
 }
 
 /// Tries until the store has taken the batch (`Ok(Ok)`) or refused it for good (`Ok(Err(reason))`).
@@ -167,7 +177,10 @@ async fn write_until_decided(
         let failure = match context.store.write(points.clone()).await {
             Ok(()) => {
                 if logged.is_some() {
-                    tracing::info!(seconds = started.elapsed().as_secs_f32(), "the store takes writes again");
+                    tracing::info!(
+                        seconds = started.elapsed().as_secs_f32(),
+                        "the store takes writes again"
+                    );
                 }
                 context.metrics.stage(Stage::Write, started.elapsed());
                 context.metrics.store_paused(false);
@@ -178,7 +191,9 @@ async fn write_until_decided(
             Err(failure) => failure,
         };
         context.metrics.store_retry();
-        context.metrics.store_paused(matches!(failure, StoreError::Full(_)));
+        context
+            .metrics
+            .store_paused(matches!(failure, StoreError::Full(_)));
         if logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
             logged = Some(Instant::now());
             tracing::warn!(

@@ -43,7 +43,7 @@ pub struct Tagging {
     pub topics: Vec<TopicScore>,
     /// Of length one, or all zeros.
     pub embedding: Vec<f32>,
-    /// Whether the text was longer than the model reads.
+    /// Whether the text was longer than the row that the embedding comes from.
     pub truncated: bool,
     /// Tokens of the text that the vocabulary does not know.
     pub unknown_tokens: usize,

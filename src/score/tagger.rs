@@ -180,16 +180,7 @@ impl Tagger {
         }
         let empty = self.encode("");
         let outputs = self.run(model, &[&empty])?;
-        let mut prior = vec![f32::NEG_INFINITY; self.plan.labels()];
-        for (pass, output) in self.plan.passes().iter().zip(&outputs) {
-            let label_tokens = pass.label_token_ids.len();
-            raise_scores(
-                &mut prior,
-                &pass.words,
-                &output.label_log_probs,
-                label_tokens,
-            );
-        }
+        let prior = self.label_scores(1, &outputs)?;
         if !prior.iter().all(|score| score.is_finite()) {
             return Err(TaggerError::Calibration);
         }
@@ -260,22 +251,8 @@ impl Tagger {
         if self.taxonomy.calibration && self.prior.is_empty() {
             return Err(TaggerError::NotCalibrated);
         }
-        let passes = self.plan.passes();
-        expect("passes", outputs.len(), passes.len())?;
-        for (pass, output) in passes.iter().zip(outputs) {
-            self.check_shape(pass, output, texts.len())?;
-        }
         let labels = self.plan.labels();
-        let mut scores = vec![f32::NEG_INFINITY; texts.len() * labels];
-        for (pass, output) in passes.iter().zip(outputs) {
-            let label_tokens = pass.label_token_ids.len();
-            let rows = output
-                .label_log_probs
-                .chunks_exact(pass.masks * label_tokens);
-            for (scores, row) in scores.chunks_exact_mut(labels).zip(rows) {
-                raise_scores(scores, &pass.words, row, label_tokens);
-            }
-        }
+        let scores = self.label_scores(texts.len(), outputs)?;
         let embedded = outputs.get(self.plan.embedding_pass());
         let embeddings = embedded.map(|output| output.sentence_embedding.as_slice());
         let embeddings = embeddings
@@ -287,6 +264,32 @@ impl Tagger {
             .zip(embeddings);
         let taggings = rows.map(|((text, scores), embedding)| self.finish(text, scores, embedding));
         Ok(taggings.collect())
+    }
+
+    /// The labels' scores from the outputs of all passes, `[rows, labels]`; the prior is not subtracted.
+    ///
+    /// # Errors
+    /// When an output has another shape than it should.
+    pub fn label_scores(
+        &self,
+        rows: usize,
+        outputs: &[PassOutput],
+    ) -> Result<Vec<f32>, TaggerError> {
+        let passes = self.plan.passes();
+        expect("passes", outputs.len(), passes.len())?;
+        let labels = self.plan.labels();
+        let mut scores = vec![f32::NEG_INFINITY; rows * labels];
+        for (pass, output) in passes.iter().zip(outputs) {
+            self.check_shape(pass, output, rows)?;
+            let label_tokens = pass.label_token_ids.len();
+            let log_probs = output
+                .label_log_probs
+                .chunks_exact(pass.masks * label_tokens);
+            for (scores, row) in scores.chunks_exact_mut(labels).zip(log_probs) {
+                raise_scores(scores, &pass.words, row, label_tokens);
+            }
+        }
+        Ok(scores)
     }
 
     /// What vectors and topics of this tagger depend on.
@@ -558,6 +561,41 @@ mod tests {
             assert_eq!(at(special.sep), [input.tokens as i64 - 1]);
             assert_eq!(at(special.pad), [0i64; 0]);
         }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_gives_rows_of_one_shape(
+            texts in proptest::collection::vec("(\\PC|[\\x00-\\x1f]|\\[MASK\\]|\\[SEP\\]|[一-龥]){0,80}", 1..6)
+        ) {
+            let tagger = TAGGER.with(Arc::clone);
+            let special = tagger.tokenizer.special();
+            let encoded: Vec<EncodedText> = texts.iter().map(|text| tagger.encode(text)).collect();
+            let encoded: Vec<&EncodedText> = encoded.iter().collect();
+            for (pass, input) in tagger.plan().passes().iter().zip(tagger.inputs(&encoded)) {
+                let rows = input.input_ids.chunks(input.tokens);
+                for (row, real) in rows.zip(input.attention_mask.chunks(input.tokens)) {
+                    let real = real.iter().filter(|mask| **mask == 1).count();
+                    let at = |wanted: u32| {
+                        let ids = (0i64..).zip(row);
+                        let found = ids.filter(|(_, id)| **id == i64::from(wanted));
+                        found.map(|(at, _)| at).collect::<Vec<_>>()
+                    };
+                    proptest::prop_assert!(real <= 64);
+                    proptest::prop_assert_eq!(at(special.cls), [0]);
+                    proptest::prop_assert_eq!(at(special.mask), pass.mask_positions.clone());
+                    proptest::prop_assert_eq!(at(special.sep), [real as i64 - 1]);
+                    proptest::prop_assert_eq!(at(special.pad).len(), input.tokens - real);
+                }
+            }
+            let taggings = tagger.tag(&mut TwinModel::new(8), &encoded).unwrap();
+            proptest::prop_assert_eq!(taggings.len(), texts.len());
+            proptest::prop_assert!(taggings.iter().all(Result::is_ok));
+        }
+    }
+
+    thread_local! {
+        static TAGGER: Arc<Tagger> = Arc::new(tagger());
     }
 
     #[test]

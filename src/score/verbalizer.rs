@@ -234,10 +234,11 @@ impl VerbalizerPlan {
         room.max().unwrap_or_default()
     }
 
-    /// Whether some pass has to cut `text`.
+    /// Whether `text` is cut in the pass that the embedding comes from. (A pass with more masks has
+    /// less room, one with fewer has more.)
     pub fn truncates(&self, text: &EncodedText) -> bool {
-        let mut room = self.passes.iter().map(|pass| pass.text_tokens);
-        text.truncated || room.any(|room| text.ids.len() > room)
+        let embedding = self.passes.get(self.embedding_pass);
+        text.truncated || embedding.is_some_and(|pass| text.ids.len() > pass.text_tokens)
     }
 
     /// Tokens of the longest row that `text` becomes, for planning batches.
@@ -538,9 +539,12 @@ mod tests {
             head + 4 + 2 + 1,
             "as long as in the longest pass"
         );
-        // Fits where there is one mask, not where there are four.
-        let between = tokenizer.encode(&"新".repeat(plan.text_limit()), plan.text_limit());
-        assert!(!between.truncated && plan.truncates(&between));
+        // What fits beside one mask is cut beside two; what fits beside two is not marked, though
+        // it is cut beside four.
+        let one = tokenizer.encode(&"新".repeat(plan.text_limit()), plan.text_limit());
+        assert!(!one.truncated && plan.truncates(&one));
+        let two = tokenizer.encode(&"新".repeat(plan.text_limit() - 1), plan.text_limit());
+        assert!(!plan.truncates(&two));
     }
 
     #[test]

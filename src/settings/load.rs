@@ -23,7 +23,7 @@ const PREFIX: &str = "TCBERT__";
 const ENVIRONMENT_VARIABLE: &str = "TCBERT_ENV";
 
 /// Tables whose keys are the user's own.
-const OPEN_TABLES: [&str; 2] = ["kafka.properties", "decode.fields"];
+const OPEN_TABLES: [&str; 2] = ["kafka.properties", "dead_letter.properties"];
 
 /// Where to look for settings.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +40,9 @@ impl Origins {
         Self {
             file,
             variables: std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
                 .filter(|(name, _)| name.starts_with(PREFIX) || name == ENVIRONMENT_VARIABLE)
                 .collect(),
         }
@@ -133,7 +135,10 @@ fn known_keys(toml: &str) -> BTreeSet<String> {
     let mut known = BTreeSet::new();
     for line in toml.lines() {
         let line = line.trim();
-        if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(header) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             section = header.to_owned();
             known.insert(section.clone());
             continue;
@@ -141,7 +146,9 @@ fn known_keys(toml: &str) -> BTreeSet<String> {
         let statement = line.strip_prefix("# ").unwrap_or(line);
         if let Some((key, _)) = statement.split_once(" = ")
             && !key.is_empty()
-            && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            && key
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         {
             known.insert(format!("{section}.{key}"));
         }
@@ -152,9 +159,17 @@ fn known_keys(toml: &str) -> BTreeSet<String> {
 /// Joins `sasl.password = ..` written without quotes below an open table into one dotted key.
 fn flatten_open_tables(root: &mut Value) {
     for open in OPEN_TABLES {
-        let Some((section, key)) = open.split_once('.') else { continue };
-        let ValueKind::Table(sections) = &mut root.kind else { continue };
-        let Some(Value { kind: ValueKind::Table(table), .. }) = sections.get_mut(section) else {
+        let Some((section, key)) = open.split_once('.') else {
+            continue;
+        };
+        let ValueKind::Table(sections) = &mut root.kind else {
+            continue;
+        };
+        let Some(Value {
+            kind: ValueKind::Table(table),
+            ..
+        }) = sections.get_mut(section)
+        else {
             continue;
         };
         if let Some(value) = table.get_mut(key)
@@ -169,7 +184,11 @@ fn flatten_open_tables(root: &mut Value) {
 
 fn flatten(prefix: &str, entries: &Map<String, Value>, flat: &mut Map<String, Value>) {
     for (key, value) in entries {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let path = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
         match &value.kind {
             ValueKind::Table(inner) => flatten(&path, inner, flat),
             _ => {
@@ -180,7 +199,9 @@ fn flatten(prefix: &str, entries: &Map<String, Value>, flat: &mut Map<String, Va
 }
 
 fn refuse_unknown(root: &Value, known: &BTreeSet<String>) -> Result<(), SettingsError> {
-    let ValueKind::Table(sections) = &root.kind else { return Ok(()) };
+    let ValueKind::Table(sections) = &root.kind else {
+        return Ok(());
+    };
     let mut unknown: Vec<(String, String)> = Vec::new();
     for (section, value) in sections {
         let ValueKind::Table(entries) = &value.kind else {
@@ -233,7 +254,9 @@ fn edit_distance(left: &str, right: &str) -> usize {
         let mut before = i + 1;
         let mut next = vec![before];
         for (above, r) in row.iter().skip(1).zip(right) {
-            before = (diagonal + usize::from(l != *r)).min(above + 1).min(before + 1);
+            before = (diagonal + usize::from(l != *r))
+                .min(above + 1)
+                .min(before + 1);
             diagonal = *above;
             next.push(before);
         }
@@ -258,7 +281,11 @@ fn describe(error: ConfigError) -> SettingsError {
 /// Names the key that cannot be read: the one whose absence lets the section pass.
 fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: ConfigError) -> SettingsError {
     let reason = match &error {
-        ConfigError::Type { unexpected, expected, .. } => format!("expected {expected}, got {unexpected}"),
+        ConfigError::Type {
+            unexpected,
+            expected,
+            ..
+        } => format!("expected {expected}, got {unexpected}"),
         ConfigError::At { error, .. } => error.to_string(),
         other => other.to_string(),
     };
@@ -286,16 +313,27 @@ fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: ConfigError)
 
 /// The value as the user would recognise it; secrets are never shown.
 fn shown(key: &str, value: &Value) -> String {
-    if is_secret(key) { "(secret)".to_owned() } else { value.to_string() }
+    if is_secret(key) {
+        "(secret)".to_owned()
+    } else {
+        value.to_string()
+    }
 }
 
 /// Whether a key's value must stay out of messages.
 pub(super) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     !key.ends_with("_file")
-        && ["password", "secret", "api_key", "token", "properties", "ssl.key.pem"]
-            .iter()
-            .any(|part| key.contains(part))
+        && [
+            "password",
+            "secret",
+            "api_key",
+            "token",
+            "properties",
+            "ssl.key.pem",
+        ]
+        .iter()
+        .any(|part| key.contains(part))
 }
 
 /// Environment variables as a source that keeps each one's name as the value's origin.
@@ -310,7 +348,9 @@ impl Source for Variables {
     fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
         let mut sections: Map<String, Value> = Map::new();
         for (name, text) in &self.0 {
-            let Some(path) = name.strip_prefix(PREFIX) else { continue };
+            let Some(path) = name.strip_prefix(PREFIX) else {
+                continue;
+            };
             let origin = format!("the environment variable {name}");
             let path = path.to_ascii_lowercase();
             let mut parts = path.splitn(3, "__");
@@ -324,7 +364,7 @@ impl Source for Variables {
                 (Some(key), None) => (key.to_owned(), value),
                 (Some(key), Some(rest)) => {
                     // Environment variables cannot hold dots: `sasl_password` is `sasl.password`.
-                    let inner = if OPEN_TABLES.first() == Some(&format!("{section}.{key}").as_str()) {
+                    let inner = if OPEN_TABLES.contains(&format!("{section}.{key}").as_str()) {
                         rest.replace('_', ".")
                     } else {
                         rest.to_owned()
@@ -342,8 +382,13 @@ fn merge(sections: &mut Map<String, Value>, section: String, (key, value): (Stri
     let slot = sections
         .entry(section)
         .or_insert_with(|| Value::from(Map::<String, Value>::new()));
-    let ValueKind::Table(table) = &mut slot.kind else { return };
-    match (table.get_mut(&key).map(|existing| &mut existing.kind), value.kind.clone()) {
+    let ValueKind::Table(table) = &mut slot.kind else {
+        return;
+    };
+    match (
+        table.get_mut(&key).map(|existing| &mut existing.kind),
+        value.kind.clone(),
+    ) {
         (Some(ValueKind::Table(existing)), ValueKind::Table(new)) => existing.extend(new),
         _ => {
             table.insert(key, value);

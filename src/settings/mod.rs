@@ -8,13 +8,14 @@ use std::path::PathBuf;
 
 pub use load::{DEFAULT_TOML, Origins};
 
+use crate::batch::BatchSettings;
 use crate::bounds::Violation;
 use crate::decode::DecodeSettings;
-use crate::kafka::KafkaSettings;
-use crate::batch::BatchSettings;
+use crate::kafka::{DeadLetterSettings, KafkaSettings};
 use crate::model::ModelSettings;
 use crate::pipeline::PipelineSettings;
 use crate::score::TaggingSettings;
+use crate::source::files::BackfillSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::{AdminSettings, LogSettings};
 
@@ -23,6 +24,8 @@ use crate::telemetry::{AdminSettings, LogSettings};
 pub struct Settings {
     /// Broker, topics, group.
     pub kafka: KafkaSettings,
+    /// Where refused records go.
+    pub dead_letter: DeadLetterSettings,
     /// How records become documents.
     pub decode: DecodeSettings,
     /// Taxonomy, thresholds, prompt.
@@ -35,6 +38,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Bounds of the whole.
     pub pipeline: PipelineSettings,
+    /// Bounded runs.
+    pub backfill: BackfillSettings,
     /// Health and metrics.
     pub admin: AdminSettings,
     /// Log lines.
@@ -51,12 +56,14 @@ impl Settings {
         let tree = load::Tree::load(origins)?;
         let settings = Self {
             kafka: tree.section("kafka")?,
+            dead_letter: tree.section("dead_letter")?,
             decode: tree.section("decode")?,
             tagging: tree.section("tagging")?,
             batch: tree.section("batch")?,
             model: tree.section("model")?,
             store: tree.section("store")?,
             pipeline: tree.section("pipeline")?,
+            backfill: tree.section("backfill")?,
             admin: tree.section("admin")?,
             log: tree.section("log")?,
         };
@@ -79,12 +86,26 @@ impl Settings {
             }));
         };
         gather("kafka", noted(|violations| self.kafka.validate(violations)));
-        gather("decode", noted(|violations| self.decode.validate(violations)));
+        gather(
+            "decode",
+            noted(|violations| self.decode.validate(violations)),
+        );
+        gather(
+            "dead_letter",
+            noted(|violations| self.dead_letter.validate(violations)),
+        );
         gather("tagging", self.tagging.violations());
         gather("batch", self.batch.violations());
         gather("model", self.model.violations());
         gather("store", noted(|violations| self.store.validate(violations)));
-        gather("pipeline", noted(|violations| self.pipeline.validate(violations)));
+        gather(
+            "pipeline",
+            noted(|violations| self.pipeline.validate(violations)),
+        );
+        gather(
+            "backfill",
+            noted(|violations| self.backfill.validate(violations)),
+        );
         gather("admin", self.admin.violations());
         gather("log", self.log.violations());
         if out_of_bounds.is_empty() {

@@ -1,7 +1,10 @@
 //! What every source delivers: records, changes of assignment, and the end.
 //! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
 
+pub mod files;
+pub mod memory;
 mod refused;
+pub(crate) mod timestamp;
 
 use std::sync::Arc;
 

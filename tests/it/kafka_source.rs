@@ -30,9 +30,8 @@ fn settings(brokers: &str) -> KafkaSettings {
 }
 
 fn broker(partitions: i32) -> (EmbeddedBroker, SampleProducer) {
-    let broker = EmbeddedBroker::start(1).unwrap();
-    broker.create_topic(TOPIC, partitions).unwrap();
-    let producer = SampleProducer::new(broker.bootstrap_servers()).unwrap();
+    let broker = EmbeddedBroker::start(&[(TOPIC, partitions)]).unwrap();
+    let producer = SampleProducer::new(&broker.bootstrap_servers()).unwrap();
     (broker, producer)
 }
 
@@ -206,7 +205,7 @@ fn delivers_records_as_they_were_produced() {
     };
     producer.produce(TOPIC, &[whole.clone(), bare]).unwrap();
 
-    let mut reader = Reader::start(&settings(broker.bootstrap_servers()));
+    let mut reader = Reader::start(&settings(&broker.bootstrap_servers()));
     reader.read_all(2);
     let by_partition: BTreeMap<i32, &SourceRecord> = reader
         .records
@@ -229,7 +228,7 @@ fn delivers_records_as_they_were_produced() {
 #[test]
 fn goes_on_after_the_committed_offset() {
     let (broker, producer) = broker(4);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..500, 4)).unwrap();
     let mut first = Reader::start(&settings);
     first.read_all(500);
@@ -254,7 +253,7 @@ fn reads_several_topics() {
     producer.produce("wire", &records(10..20, 2)).unwrap();
     let mut reader = Reader::start(&KafkaSettings {
         topic: "news, wire".to_owned(),
-        ..settings(broker.bootstrap_servers())
+        ..settings(&broker.bootstrap_servers())
     });
     reader.read_all(20);
     assert_eq!(reader.unique_keys(), keys(0..20));
@@ -266,7 +265,7 @@ fn a_pipeline_that_does_not_read_pauses_the_source_and_loses_nothing() {
     let (broker, producer) = broker(4);
     let mut reader = Reader::start(&KafkaSettings {
         queue_records: 80,
-        ..settings(broker.bootstrap_servers())
+        ..settings(&broker.bootstrap_servers())
     });
     reader.run_to("the assignment", |reader| reader.partitions() == 4);
     producer.produce(TOPIC, &records(0..RECORDS, 4)).unwrap();
@@ -299,7 +298,7 @@ fn a_pipeline_that_does_not_read_pauses_the_source_and_loses_nothing() {
 #[test]
 fn two_members_share_the_partitions_and_hand_them_over_drained() {
     let (broker, producer) = broker(4);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..200, 4)).unwrap();
     let mut first = Reader::start(&settings);
     first.read_all(200);
@@ -346,7 +345,7 @@ fn a_drain_that_takes_too_long_is_cut_and_repeated_by_the_next_owner() {
     let (broker, producer) = broker(2);
     let settings = KafkaSettings {
         revoke_drain_ms: 300,
-        ..settings(broker.bootstrap_servers())
+        ..settings(&broker.bootstrap_servers())
     };
     producer.produce(TOPIC, &records(0..20, 2)).unwrap();
     let mut first = Reader::start(&settings);
@@ -371,9 +370,9 @@ fn a_drain_that_takes_too_long_is_cut_and_repeated_by_the_next_owner() {
 }
 
 #[test]
-fn nothing_is_delivered_of_a_partition_that_leaves() {
+fn a_revocation_overtakes_what_waits_and_nothing_of_its_partition_follows() {
     let (broker, producer) = broker(2);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..2_000, 2)).unwrap();
     let first = Reader::start(&settings);
     while first.source.counters().records < 2_000 {
@@ -385,8 +384,8 @@ fn nothing_is_delivered_of_a_partition_that_leaves() {
         second.run_to("its partition whole", |reader| reader.keys.len() == 1_000);
     });
     let mut watermarks = Watermarks::new();
-    let mut dropped = 0;
-    while !second.is_finished() {
+    let (mut taken, mut revoked) = (0, false);
+    while !second.is_finished() || taken < 1_000 {
         let Ok(event) = first.events.recv_timeout(Duration::from_millis(50)) else {
             continue;
         };
@@ -404,32 +403,33 @@ fn nothing_is_delivered_of_a_partition_that_leaves() {
                 }
             }
             SourceEvent::Records(records) => {
+                assert!(revoked, "the revocation had to wait for records");
                 for record in records {
                     let receipt: Receipt = record.receipt();
                     let partition = &receipt.position.partition;
-                    if !first.source.delivers(partition, receipt.generation) {
-                        dropped += 1;
-                    } else if watermarks.deliver(&receipt) {
-                        watermarks.acknowledge([&receipt]);
-                    }
+                    assert!(first.source.delivers(partition, receipt.generation));
+                    assert!(watermarks.deliver(&receipt));
+                    watermarks.acknowledge([&receipt]);
+                    taken += 1;
                 }
             }
             SourceEvent::Revoked { partitions, reply } => {
                 assert_eq!(watermarks.in_flight_of(&partitions), 0);
                 assert!(watermarks.revoke(&partitions).is_empty());
                 reply.send(Vec::new()).unwrap();
+                revoked = true;
             }
             event => panic!("{event:?}"),
         }
     }
     second.join().unwrap();
-    assert_eq!(dropped, 1_000);
+    assert_eq!((taken, first.source.counters().dropped), (1_000, 1_000));
 }
 
 #[test]
 fn waits_for_a_topic_that_does_not_exist_yet() {
-    let broker = EmbeddedBroker::start(1).unwrap();
-    let mut settings = settings(broker.bootstrap_servers());
+    let broker = EmbeddedBroker::start(&[]).unwrap();
+    let mut settings = settings(&broker.bootstrap_servers());
     settings.properties = tcbert_worker::kafka::Properties::from_pairs([(
         "topic.metadata.refresh.interval.ms",
         "500",
@@ -443,7 +443,7 @@ fn waits_for_a_topic_that_does_not_exist_yet() {
         "the consumer must not have made the topic"
     );
     broker.create_topic(TOPIC, 2).unwrap();
-    let producer = SampleProducer::new(broker.bootstrap_servers()).unwrap();
+    let producer = SampleProducer::new(&broker.bootstrap_servers()).unwrap();
     producer.produce(TOPIC, &records(0..10, 2)).unwrap();
     reader.read_all(10);
 }
@@ -479,7 +479,7 @@ fn a_group_without_offsets_may_be_refused() {
     let (broker, _producer) = broker(2);
     let text = failure_of(&KafkaSettings {
         on_missing_offset: OnMissingOffset::Error,
-        ..settings(broker.bootstrap_servers())
+        ..settings(&broker.bootstrap_servers())
     });
     assert!(
         text.contains("news[0]") && text.contains("on_missing_offset"),
@@ -490,7 +490,7 @@ fn a_group_without_offsets_may_be_refused() {
 #[test]
 fn an_expired_offset_is_refused_until_the_gap_is_accepted() {
     let (broker, producer) = broker(1);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..10, 1)).unwrap();
     let mut first = Reader::start(&settings);
     first.read_all(10);
@@ -535,7 +535,7 @@ fn an_expired_offset_is_refused_until_the_gap_is_accepted() {
 #[test]
 fn an_offset_beyond_the_end_is_refused() {
     let (broker, producer) = broker(1);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..10, 1)).unwrap();
     let mut first = Reader::start(&settings);
     first.read_all(10);
@@ -556,7 +556,7 @@ fn an_offset_beyond_the_end_is_refused() {
 fn a_broker_that_goes_away_for_a_while_is_transient() {
     let (broker, producer) = broker(2);
     producer.produce(TOPIC, &records(0..10, 2)).unwrap();
-    let mut reader = Reader::start(&settings(broker.bootstrap_servers()));
+    let mut reader = Reader::start(&settings(&broker.bootstrap_servers()));
     reader.read_all(10);
     broker.broker_down(-1).unwrap();
     reader.run_for(Duration::from_millis(1_500));
@@ -570,7 +570,7 @@ fn a_broker_that_goes_away_for_a_while_is_transient() {
 #[test]
 fn a_background_commit_that_fails_is_made_again() {
     let (broker, producer) = broker(1);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..10, 1)).unwrap();
     let mut first = Reader::start(&settings);
     first.read_all(10);
@@ -591,7 +591,7 @@ fn a_background_commit_that_fails_is_made_again() {
 fn closing_is_bounded_while_the_broker_is_away() {
     let (broker, producer) = broker(2);
     producer.produce(TOPIC, &records(0..10, 2)).unwrap();
-    let mut reader = Reader::start(&settings(broker.bootstrap_servers()));
+    let mut reader = Reader::start(&settings(&broker.bootstrap_servers()));
     reader.read_all(10);
     broker.broker_down(-1).unwrap();
     let started = Instant::now();
@@ -608,7 +608,7 @@ fn closing_is_bounded_while_the_broker_is_away() {
 #[test]
 fn a_stopped_source_stays_a_member_and_commits() {
     let (broker, producer) = broker(2);
-    let settings = settings(broker.bootstrap_servers());
+    let settings = settings(&broker.bootstrap_servers());
     producer.produce(TOPIC, &records(0..10, 2)).unwrap();
     let mut reader = Reader::start(&settings);
     reader.read_all(10);
@@ -628,7 +628,7 @@ fn a_stopped_source_stays_a_member_and_commits() {
 #[test]
 fn an_eager_assignor_of_the_users_own_works() {
     let (broker, producer) = broker(2);
-    let mut settings = settings(broker.bootstrap_servers());
+    let mut settings = settings(&broker.bootstrap_servers());
     settings.properties =
         tcbert_worker::kafka::Properties::from_pairs([("partition.assignment.strategy", "range")]);
     producer.produce(TOPIC, &records(0..20, 2)).unwrap();

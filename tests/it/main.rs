@@ -1,7 +1,14 @@
 //! Integration tests, one module a capability; one binary, so that the crate is linked once.
 
+// Tests say what they expect by unwrapping it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod dead_letters;
+mod goldens;
 mod kafka_source;
 mod pipeline;
 mod process;
+mod qdrant_server;
+mod store_contract;
 mod support;
 mod tidy;

@@ -12,7 +12,7 @@ async fn two_hundred_documents_are_all_accounted_for() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&broker, folder.path(), &[]);
     let mut records = documents("doc", 200);
-    records.push(tcbert_worker::kafka::OutgoingRecord {
+    records.push(tcbert_worker::kafka::SampleRecord {
         key: Some(b"broken".to_vec()),
         value: Some(b"{not json".to_vec()),
         ..Default::default()
@@ -34,7 +34,7 @@ async fn two_hundred_documents_are_all_accounted_for() {
     assert_eq!(counts.dead_lettered, 1);
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 199);
     assert_eq!(broker.committed(&settings.kafka).unwrap(), 202);
-    let letters = broker.read_dead_letters(&settings.kafka, &settings.dead_letter).unwrap();
+    let letters = broker.read_dead_letters(&settings.kafka).unwrap();
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].key_text(), "broken");
     assert_eq!(letters[0].stage, "decode");
@@ -56,9 +56,16 @@ async fn a_restart_in_the_middle_loses_nothing() {
     assert_eq!(committed, i64::try_from(before.accounted_for()).unwrap());
 
     let second = Worker::start_with(&settings, store.clone()).await;
-    wait_until("the rest", || broker.committed(&settings.kafka).unwrap() == 200).await;
+    wait_until("the rest", || {
+        broker.committed(&settings.kafka).unwrap() == 200
+    })
+    .await;
     let after = second.stop().await;
-    assert_eq!(before.accounted_for() + after.accounted_for(), 200, "a clean stop leaves nothing to do twice");
+    assert_eq!(
+        before.accounted_for() + after.accounted_for(),
+        200,
+        "a clean stop leaves nothing to do twice"
+    );
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 200);
     store.close().await.unwrap();
 }
@@ -72,14 +79,26 @@ async fn two_workers_in_one_group_share_and_take_over() {
     let first = Worker::start(&settings).await;
     let store = first.store.clone();
     let second = Worker::start_with(&settings, store.clone()).await;
-    broker.produce(TOPIC, documents("early", 100)).await.unwrap();
-    wait_until("the first half", || broker.committed(&settings.kafka).unwrap() >= 100).await;
+    broker
+        .produce(TOPIC, documents("early", 100))
+        .await
+        .unwrap();
+    wait_until("the first half", || {
+        broker.committed(&settings.kafka).unwrap() >= 100
+    })
+    .await;
     let first_counts = first.stop().await;
     broker.produce(TOPIC, documents("late", 100)).await.unwrap();
-    wait_until("the second half", || broker.committed(&settings.kafka).unwrap() >= 200).await;
+    wait_until("the second half", || {
+        broker.committed(&settings.kafka).unwrap() >= 200
+    })
+    .await;
     let second_counts = second.stop().await;
 
-    assert!(second_counts.accounted_for() >= 100, "the second worker took over: {second_counts:?}");
+    assert!(
+        second_counts.accounted_for() >= 100,
+        "the second worker took over: {second_counts:?}"
+    );
     assert!(first_counts.accounted_for() + second_counts.accounted_for() >= 200);
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 200);
     store.close().await.unwrap();
@@ -90,7 +109,7 @@ async fn an_older_version_through_another_partition_loses_and_the_dead_stay_dead
     let broker = broker(2);
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&broker, folder.path(), &[]);
-    let at = |mut record: tcbert_worker::kafka::OutgoingRecord, partition, timestamp| {
+    let at = |mut record: tcbert_worker::kafka::SampleRecord, partition, timestamp| {
         record.partition = Some(partition);
         record.timestamp_ms = Some(timestamp);
         record
@@ -109,7 +128,10 @@ async fn an_older_version_through_another_partition_loses_and_the_dead_stay_dead
     let store = worker.store.clone();
     worker.stop().await;
     let found = titles(store.as_ref(), ["kept".to_owned(), "dead".to_owned()]).await;
-    assert_eq!(found.into_iter().collect::<Vec<_>>(), vec![("kept".to_owned(), "新版本的标题".to_owned())]);
+    assert_eq!(
+        found.into_iter().collect::<Vec<_>>(),
+        vec![("kept".to_owned(), "新版本的标题".to_owned())]
+    );
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 1);
     store.close().await.unwrap();
 }
@@ -121,7 +143,10 @@ async fn a_budget_of_a_few_records_slows_down_and_loses_nothing() {
     let settings = settings(
         &broker,
         folder.path(),
-        &[("PIPELINE__MAX_IN_FLIGHT_RECORDS", "7"), ("KAFKA__QUEUE_RECORDS", "16")],
+        &[
+            ("PIPELINE__MAX_IN_FLIGHT_RECORDS", "7"),
+            ("KAFKA__QUEUE_RECORDS", "16"),
+        ],
     );
     broker.produce(TOPIC, documents("doc", 150)).await.unwrap();
     let worker = Worker::start(&settings).await;
@@ -130,6 +155,12 @@ async fn a_budget_of_a_few_records_slows_down_and_loses_nothing() {
     let counts = worker.stop().await;
     assert_eq!(counts.accounted_for(), 150);
     assert_eq!(store.count(PointFilter::default()).await.unwrap(), 150);
-    assert!(broker.read_dead_letters(&settings.kafka, &settings.dead_letter).unwrap().is_empty(), "{DEAD_LETTERS}");
+    assert!(
+        broker
+            .read_dead_letters(&settings.kafka)
+            .unwrap()
+            .is_empty(),
+        "{DEAD_LETTERS}"
+    );
     store.close().await.unwrap();
 }

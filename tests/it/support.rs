@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tcbert_worker::assemble::{self, Engine};
 use tcbert_worker::document::DocumentId;
-use tcbert_worker::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, OutgoingRecord};
+use tcbert_worker::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, SampleRecord};
 use tcbert_worker::pipeline::{self, Counters, Counts, Ending, PipelineError};
 use tcbert_worker::settings::{Origins, Settings};
 use tcbert_worker::store::Store;
@@ -43,7 +43,11 @@ pub fn settings(broker: &EmbeddedBroker, folder: &Path, overrides: &[(&str, &str
         .chain(overrides)
         .map(|(key, value)| (format!("TCBERT__{key}"), (*value).to_owned()))
         .collect();
-    Settings::load(&Origins { file: None, variables }).unwrap()
+    Settings::load(&Origins {
+        file: None,
+        variables,
+    })
+    .unwrap()
 }
 
 /// A broker with the topics of the tests.
@@ -52,16 +56,20 @@ pub fn broker(partitions: i32) -> EmbeddedBroker {
 }
 
 /// A record of a document with this id and title.
-pub fn document(id: &str, title: &str) -> OutgoingRecord {
-    OutgoingRecord {
+pub fn document(id: &str, title: &str) -> SampleRecord {
+    SampleRecord {
         key: Some(id.as_bytes().to_vec()),
-        value: Some(serde_json::json!({ "id": id, "title": title }).to_string().into_bytes()),
-        ..OutgoingRecord::default()
+        value: Some(
+            serde_json::json!({ "id": id, "title": title })
+                .to_string()
+                .into_bytes(),
+        ),
+        ..SampleRecord::default()
     }
 }
 
 /// `count` documents with distinct ids and varied titles.
-pub fn documents(prefix: &str, count: usize) -> Vec<OutgoingRecord> {
+pub fn documents(prefix: &str, count: usize) -> Vec<SampleRecord> {
     const TITLES: [&str; 5] = [
         "国家队公布世界杯预选赛大名单",
         "央行宣布下调存款准备金率，股市应声上涨",
@@ -71,7 +79,10 @@ pub fn documents(prefix: &str, count: usize) -> Vec<OutgoingRecord> {
     ];
     (0..count)
         .map(|index| {
-            let title = TITLES.get(index % TITLES.len()).copied().unwrap_or_default();
+            let title = TITLES
+                .get(index % TITLES.len())
+                .copied()
+                .unwrap_or_default();
             document(&format!("{prefix}-{index}"), &format!("{title}（{index}）"))
         })
         .collect()
@@ -88,7 +99,12 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker over a store of its own.
     pub async fn start(settings: &Settings) -> Self {
-        let store = assemble::open_store_for_run(settings).await.unwrap();
+        let store = assemble::open_store_for_run(
+            settings,
+            &assemble::expected_collection(settings).unwrap(),
+        )
+        .await
+        .unwrap();
         Self::start_with(settings, store).await
     }
 
@@ -96,16 +112,35 @@ impl Worker {
     pub async fn start_with(settings: &Settings, store: Arc<dyn Store>) -> Self {
         let engine: Engine = assemble::load_engine(settings.clone()).await.unwrap();
         let kafka = settings.kafka.clone();
-        let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka)).await.unwrap().unwrap();
-        let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).unwrap();
+        let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
+            .await
+            .unwrap()
+            .unwrap();
+        let dead_letters =
+            DeadLetterProducer::start(&settings.kafka, &settings.dead_letter).unwrap();
         let stages = engine
-            .into_stages(settings, Arc::new(source), store.clone(), Arc::new(dead_letters), Metrics::new().unwrap())
+            .into_stages(
+                settings,
+                Arc::new(source),
+                store.clone(),
+                Arc::new(dead_letters),
+                Metrics::new().unwrap(),
+            )
             .unwrap();
         let counters = Arc::new(Counters::default());
         let shutdown = CancellationToken::new();
-        let running =
-            tokio::spawn(pipeline::run(stages, assemble::wiring(settings), counters.clone(), shutdown.clone()));
-        Self { counters, store, shutdown, running }
+        let running = tokio::spawn(pipeline::run(
+            stages,
+            assemble::wiring(settings),
+            counters.clone(),
+            shutdown.clone(),
+        ));
+        Self {
+            counters,
+            store,
+            shutdown,
+            running,
+        }
     }
 
     /// Waits until so many records are accounted for.
@@ -119,7 +154,11 @@ impl Worker {
     /// Stops as SIGTERM does.
     pub async fn stop(self) -> Counts {
         self.shutdown.cancel();
-        let ending = tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
+        let ending = tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(ending, Ending::Stopped);
         self.counters.snapshot()
     }
@@ -135,11 +174,17 @@ pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Titles of the documents with these ids that are in the store and not deleted.
-pub async fn titles(store: &dyn Store, ids: impl IntoIterator<Item = String>) -> BTreeMap<String, String> {
+pub async fn titles(
+    store: &dyn Store,
+    ids: impl IntoIterator<Item = String>,
+) -> BTreeMap<String, String> {
     let mut titles = BTreeMap::new();
     for id in ids {
         let payload = store.fetch(DocumentId::new(&id).unwrap()).await.unwrap();
-        if let Some(title) = payload.as_ref().and_then(|payload| payload.get("title")?.as_str()) {
+        if let Some(title) = payload
+            .as_ref()
+            .and_then(|payload| payload.get("title")?.as_str())
+        {
             titles.insert(id, title.to_owned());
         }
     }

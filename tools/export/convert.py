@@ -41,7 +41,7 @@ def export(checkpoint: Checkpoint, request: Request) -> verify.Result:
         fused = graph.fuse(plain, checkpoint.model.config)
         step("precision", request.precision)
         model_file = folder / "model.onnx"
-        precision.write(fused, request.precision, model_file, Path(scratch))
+        precision.write(fused, request.precision, model_file)
         checkpoint.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         result = verify.compare(model_file, checkpoint, request.precision)
         judge(result, request)

@@ -7,6 +7,7 @@ Owns the shape of the graph, what the worker may rely on. Knows nothing of preci
     label_token_ids            int64 [label_tokens]
 """
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -28,13 +29,28 @@ INPUTS = {
 OUTPUTS = {"label_log_probs": {0: "batch", 1: "masks", 2: "label_tokens"}, "sentence_embedding": {0: "batch"}}
 
 
+class PlainEmbeddings(nn.Module):
+    """Megatron's embeddings with every summand in the shape of the words: the optimizer fuses the first layer only then."""
+
+    def __init__(self, embeddings):
+        super().__init__()
+        self.words, self.positions, self.types = embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings
+
+    def forward(self, input_ids, **_):
+        zeros = torch.zeros_like(input_ids)
+        positions = torch.arange(input_ids.shape[1]) + zeros
+        return self.words(input_ids) + (self.types(zeros) + self.positions(positions))
+
+
 class Contract(nn.Module):
     """What is traced: the head on the mask rows only, log-softmax over the whole vocabulary, then the label tokens of it."""
 
     def __init__(self, model):
         super().__init__()
         # BertForMaskedLM and MegatronBertForMaskedLM name their parts alike.
-        self.encoder, self.head = model.bert, model.cls
+        self.encoder, self.head = copy.copy(model.bert), model.cls
+        if model.config.model_type == "megatron-bert":
+            self.encoder._modules = {**model.bert._modules, "embeddings": PlainEmbeddings(model.bert.embeddings)}
 
     def forward(self, input_ids, attention_mask, mask_positions, label_token_ids):
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

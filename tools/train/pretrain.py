@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import corpus, model as net
+from . import corpus, warmstart, model as net
 
 log = logging.getLogger(__name__)
 SHARE_MASKED = 0.20
@@ -21,14 +21,15 @@ BATCH_TOKENS = 2048
 SAVE_SECONDS = 150
 
 
-def cached_rows(data: Path, tokenizer, cache: Path, scale: float):
+def cached_rows(data: Path, tokenizer, cache: Path, scale: float, unseen):
     """All text as (ids, words) rows, kept in one file since word cutting takes a minute."""
     if cache.exists():
         stored = np.load(cache)
-        bounds = stored["bounds"]
-        cut = [(stored["ids"][a:b], stored["words"][a:b]) for a, b in zip(bounds[:-1], bounds[1:])]
+        # Each look-up in an npz file reads the whole array again.
+        bounds, ids, words = stored["bounds"], stored["ids"], stored["words"]
+        cut = [(ids[a:b], words[a:b]) for a, b in zip(bounds[:-1], bounds[1:])]
         return cut[: int(stored["titles"])], cut[int(stored["titles"]) :]
-    titles, long = corpus.pretraining_texts(data)
+    titles, long = corpus.pretraining_texts(data, unseen)
     words = corpus.Words(tokenizer)
     keep = max(1, round(1 / scale))
     titles = [words(t) for t in titles[::keep]]
@@ -43,10 +44,10 @@ def cached_rows(data: Path, tokenizer, cache: Path, scale: float):
     return titles, long
 
 
-def mask_words(ids, words, rng):
+def mask_words(ids, words, rng, share=SHARE_MASKED):
     """Hide whole words: (input, target) with target -100 where nothing is asked."""
     numbers = np.unique(words)
-    chosen = rng.random(len(numbers)) < SHARE_MASKED
+    chosen = rng.random(len(numbers)) < share
     if not chosen.any():
         chosen[rng.integers(len(numbers))] = True
     asked = np.isin(words, numbers[chosen])
@@ -110,15 +111,17 @@ def rate(step, steps, peak, warmup=300, fall=0.25):
     return peak * max(0.02, min(1.0, left))
 
 
-def run(data: Path, tokenizer, out: Path, steps: int, peak: float, seed: int, start: Path | None, scale: float, long_share: float):
+def run(data: Path, tokenizer, out: Path, steps: int, peak: float, seed: int, start: Path | None, scale: float, long_share: float, unseen=frozenset()):
     """Train for `steps` steps into `out`; `start` is a checkpoint folder, or None for random weights.
 
     A file named `stop-at` in `out` may change the number of steps of a run under way.
     """
-    titles, long = cached_rows(data, tokenizer, out / "rows.npz", scale)
+    titles, long = cached_rows(data, tokenizer, out / "rows.npz", scale, unseen)
     log.info("rows titles=%d long=%d tokens=%d", len(titles), len(long), sum(len(i) for i, _ in titles + long))
     torch.manual_seed(seed)
     model = net.load(start) if start else net.CompactBert(net.Shape())
+    if start is None and not (out / "state.pt").exists():
+        warmstart.apply(model, [ids for ids, _ in titles + long], seed)
     decayed = [p for n, p in model.named_parameters() if p.dim() > 1]
     plain = [p for n, p in model.named_parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(

@@ -16,13 +16,13 @@ use super::failure::Failure;
 use super::output;
 use super::search::nearest;
 use crate::assemble::{self, Engine};
-use crate::kafka::{EmbeddedBroker, KafkaSource, Properties, SampleProducer};
+use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, Properties};
 use crate::pipeline::{self, Counters};
 use crate::settings::Settings;
 use crate::store::{PointFilter, Store, StoreKind};
 use crate::telemetry::Metrics;
 use report::{Report, Summary};
-use samples::{Expectation, Script};
+use samples::Script;
 
 /// Partitions of the demo's topic.
 const PARTITIONS: i32 = 4;
@@ -66,10 +66,10 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let expectation = script.expectation();
 
     let spinner = output::spinner("starting broker, store and model");
-    let folder = tempfile::tempdir().map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
-    let broker = EmbeddedBroker::start(1).map_err(Failure::failed)?;
-    broker.create_topic(TOPIC, PARTITIONS).map_err(Failure::failed)?;
-    broker.create_topic(DEAD_LETTER_TOPIC, 1).map_err(Failure::failed)?;
+    let folder = tempfile::tempdir()
+        .map_err(|error| Failure::failed(format!("no temporary folder: {error}")))?;
+    let broker = EmbeddedBroker::start(&[(TOPIC, PARTITIONS), (DEAD_LETTER_TOPIC, 1)])
+        .map_err(Failure::failed)?;
     configure(&mut settings, &broker, folder.path());
     let engine = assemble::load_engine(settings.clone()).await?;
     let store = assemble::open_store_for_run(&settings, &engine.expectation()).await?;
@@ -78,17 +78,24 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
     let producing = Instant::now();
     let records = script.records();
     let produced = records.len();
-    let producer = SampleProducer::new(broker.bootstrap_servers()).map_err(Failure::failed)?;
-    producer.produce(TOPIC, &records).map_err(Failure::failed)?;
+    broker
+        .produce(TOPIC, records)
+        .await
+        .map_err(Failure::failed)?;
     let counters = Arc::new(Counters::default());
     let ran = run_until_done(&settings, engine, store.clone(), counters.clone(), produced).await;
     let seconds = producing.elapsed().as_secs_f64();
     ran?;
-    let dead_letters = Vec::new();
+    let dead_letters = broker
+        .read_dead_letters(&settings.kafka)
+        .map_err(Failure::failed)?;
 
     let mut engine = Engine::load(&settings)?;
     let outcome = Report::gather(&mut engine, store.as_ref(), &expectation, dead_letters).await?;
-    let points = store.count(PointFilter::default()).await.map_err(Failure::failed)?;
+    let points = store
+        .count(PointFilter::default())
+        .await
+        .map_err(Failure::failed)?;
     store.close().await.map_err(Failure::failed)?;
     let counts = counters.snapshot();
     let summary = Summary {
@@ -111,12 +118,13 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
 
 /// The user's settings, pointed at the embedded broker and store.
 fn configure(settings: &mut Settings, broker: &EmbeddedBroker, folder: &std::path::Path) {
-    settings.kafka.brokers = broker.bootstrap_servers().to_owned();
+    settings.kafka.brokers = broker.bootstrap_servers();
     settings.kafka.topic = TOPIC.to_owned();
     settings.kafka.group_id = "demo".to_owned();
     settings.kafka.properties = Properties::default();
     settings.kafka.dead_letter_topic = DEAD_LETTER_TOPIC.to_owned();
     settings.store.kind = StoreKind::Embedded;
+    settings.dead_letter.spool_dir = folder.join("spool").display().to_string();
     settings.store.path = folder.join("store");
     settings.store.apply_migrations = true;
     settings.tagging.taxonomy = "news".to_owned();
@@ -135,9 +143,16 @@ async fn run_until_done(
         .await
         .map_err(Failure::failed)?
         .map_err(Failure::failed)?;
-    let dead_letters = crate::source::MemoryDeadLetters::default();
+    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
+        .map_err(Failure::failed)?;
     let metrics = Metrics::new().map_err(Failure::failed)?;
-    let stages = engine.into_stages(settings, Arc::new(source), store, Arc::new(dead_letters), metrics)?;
+    let stages = engine.into_stages(
+        settings,
+        Arc::new(source),
+        store,
+        Arc::new(dead_letters),
+        metrics,
+    )?;
     let shutdown = CancellationToken::new();
     let watch = tokio::spawn(watch(counters.clone(), produced as u64, shutdown.clone()));
     let outcome = pipeline::run(stages, assemble::wiring(settings), counters, shutdown).await;
@@ -172,16 +187,31 @@ async fn watch(counters: Arc<Counters>, produced: u64, shutdown: CancellationTok
 }
 
 /// Whether the first hit of each fixed query shares its topic, and the hits of the first few.
-async fn searches(engine: &mut Engine, store: &dyn Store) -> Result<(Vec<report::Search>, f64), Failure> {
+async fn searches(
+    engine: &mut Engine,
+    store: &dyn Store,
+) -> Result<(Vec<report::Search>, f64), Failure> {
     let queries = samples::queries();
     let (mut shown, mut right) = (Vec::new(), 0_usize);
     for query in &queries {
-        let hits = nearest(engine, store, &query.query, PointFilter::default(), SHOWN_HITS).await?;
+        let hits = nearest(
+            engine,
+            store,
+            &query.query,
+            PointFilter::default(),
+            SHOWN_HITS,
+        )
+        .await?;
         // The sample's own topic, which decoding keeps among the attributes; not the one that was predicted.
-        let truth = hits.first().and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
+        let truth = hits
+            .first()
+            .and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
         right += usize::from(truth == Some(&query.topic));
         if shown.len() < SHOWN_SEARCHES {
-            shown.push(report::Search { query: query.query.clone(), hits });
+            shown.push(report::Search {
+                query: query.query.clone(),
+                hits,
+            });
         }
     }
     Ok((shown, right as f64 / queries.len().max(1) as f64))
@@ -191,7 +221,11 @@ async fn searches(engine: &mut Engine, store: &dyn Store) -> Result<(Vec<report:
 async fn topic_of(store: &dyn Store, id: &str) -> Result<Option<String>, Failure> {
     let id = crate::document::DocumentId::new(id).map_err(Failure::failed)?;
     let payload = store.fetch(id).await.map_err(Failure::failed)?;
-    Ok(payload.and_then(|payload| payload.get("topic").and_then(|topic| topic.as_str().map(str::to_owned))))
+    Ok(payload.and_then(|payload| {
+        payload
+            .get("topic")
+            .and_then(|topic| topic.as_str().map(str::to_owned))
+    }))
 }
 
 #[cfg(test)]
@@ -201,7 +235,7 @@ mod tests {
     #[test]
     fn the_samples_hold_all_that_the_demo_shows() {
         let script = Script::of_samples();
-        let expectation: Expectation = script.expectation();
+        let expectation = script.expectation();
         assert!(script.records().len() >= 306);
         assert!(expectation.documents.len() >= 300);
         assert_eq!(expectation.deleted.len(), 1);

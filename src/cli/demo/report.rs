@@ -9,9 +9,7 @@ use crate::assemble::Engine;
 use crate::cli::failure::Failure;
 use crate::cli::output;
 use crate::cli::search::hits_table;
-#[derive(Debug)]
-pub(super) struct StoredDeadLetter { stage: String, message: String }
-impl StoredDeadLetter { fn origin(&self) -> String { String::new() } fn key_text(&self) -> String { String::new() } }
+use crate::kafka::StoredDeadLetter;
 use crate::store::{PointFilter, SearchHit, Store};
 
 /// Documents shown in the table.
@@ -73,7 +71,11 @@ pub(super) struct Outcome {
 
 impl Outcome {
     pub(super) fn accuracy(&self) -> f64 {
-        let right = self.tagged.iter().filter(|(_, truth, found)| found.as_ref() == Some(truth)).count();
+        let right = self
+            .tagged
+            .iter()
+            .filter(|(_, truth, found)| found.as_ref() == Some(truth))
+            .count();
         right as f64 / self.tagged.len().max(1) as f64
     }
 }
@@ -104,14 +106,28 @@ impl Report {
         }
         let mut topics = Vec::new();
         for label in engine.label_names() {
-            let filter = PointFilter { topic: Some(label.clone()), source: None };
+            let filter = PointFilter {
+                topic: Some(label.clone()),
+                source: None,
+            };
             topics.push((label, store.count(filter).await.map_err(Failure::failed)?));
         }
         let mut documents = Vec::new();
         let step = (expectation.documents.len() / SHOWN_DOCUMENTS).max(1);
-        for id in expectation.documents.keys().step_by(step).take(SHOWN_DOCUMENTS) {
+        for id in expectation
+            .documents
+            .keys()
+            .step_by(step)
+            .take(SHOWN_DOCUMENTS)
+        {
             let id = crate::document::DocumentId::new(id).map_err(Failure::failed)?;
-            documents.extend(store.fetch(id).await.map_err(Failure::failed)?.map(Value::Object));
+            documents.extend(
+                store
+                    .fetch(id)
+                    .await
+                    .map_err(Failure::failed)?
+                    .map(Value::Object),
+            );
         }
         let (searches, search_share) = searches(engine, store).await?;
         Ok(Outcome {
@@ -130,15 +146,25 @@ impl Report {
     pub(super) fn check(&self) -> Result<(), Failure> {
         let (summary, outcome) = (&self.summary, &self.outcome);
         let mut faults = Vec::new();
-        let missing = outcome.tagged.iter().filter(|(_, _, found)| found.is_none()).count();
+        let missing = outcome
+            .tagged
+            .iter()
+            .filter(|(_, _, found)| found.is_none())
+            .count();
         if missing > 0 {
             faults.push(format!("{missing} documents are missing"));
         }
         if summary.points != summary.expected_points {
-            faults.push(format!("{} points instead of {}", summary.points, summary.expected_points));
+            faults.push(format!(
+                "{} points instead of {}",
+                summary.points, summary.expected_points
+            ));
         }
         if !outcome.undead.is_empty() {
-            faults.push(format!("deleted documents came back: {}", outcome.undead.join(", ")));
+            faults.push(format!(
+                "deleted documents came back: {}",
+                outcome.undead.join(", ")
+            ));
         }
         if outcome.dead_letters.len() != outcome.expected_dead_letters {
             faults.push(format!(
@@ -150,7 +176,10 @@ impl Report {
         if faults.is_empty() {
             Ok(())
         } else {
-            Err(Failure::failed(format!("the demo did not come out right: {}", faults.join("; "))))
+            Err(Failure::failed(format!(
+                "the demo did not come out right: {}",
+                faults.join("; ")
+            )))
         }
     }
 
@@ -169,8 +198,17 @@ impl Report {
         output::line("Some of the tagged documents")?;
         let mut table = output::table(&["id", "title", "topic", "probability"]);
         for document in &self.outcome.documents {
-            let text = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
-            let probability = document.get("probability").and_then(Value::as_f64).unwrap_or_default();
+            let text = |name: &str| {
+                document
+                    .get(name)
+                    .and_then(Value::as_str)
+                    .unwrap_or("-")
+                    .to_owned()
+            };
+            let probability = document
+                .get("probability")
+                .and_then(Value::as_f64)
+                .unwrap_or_default();
             table.add_row(vec![
                 text("id"),
                 output::shortened(&text("title"), TITLE_CHARACTERS),
@@ -183,7 +221,14 @@ impl Report {
 
     fn show_topics(&self) -> Result<(), Failure> {
         output::line("\nDocuments a topic")?;
-        let most = self.outcome.topics.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
+        let most = self
+            .outcome
+            .topics
+            .iter()
+            .map(|(_, count)| *count)
+            .max()
+            .unwrap_or(1)
+            .max(1);
         let mut table = output::table(&["topic", "documents", ""]);
         for (topic, count) in &self.outcome.topics {
             let bar = usize::try_from(count * 30 / most).unwrap_or_default();

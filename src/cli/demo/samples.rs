@@ -78,7 +78,9 @@ pub(super) fn queries() -> Vec<Query> {
 
 /// The files are part of the program; a test parses every line of both.
 fn lines<T: serde::de::DeserializeOwned>(text: &str) -> Vec<T> {
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    text.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
 }
 
 impl Script {
@@ -90,7 +92,13 @@ impl Script {
             .filter_map(|line| {
                 let sample: Sample = serde_json::from_str(line).ok()?;
                 let record = record(&sample.id, Some(line.as_bytes().to_vec()));
-                Some((Role::Newest { id: sample.id, topic: sample.topic }, record))
+                Some((
+                    Role::Newest {
+                        id: sample.id,
+                        topic: sample.topic,
+                    },
+                    record,
+                ))
             })
             .collect();
         for (index, (_, record)) in records.iter_mut().enumerate() {
@@ -110,9 +118,14 @@ impl Script {
         if let Some((_, first)) = self.0.first() {
             story.push((Role::Superseded, first.clone()));
         }
-        if let Some((id, topic, update)) = self.document(1).map(|(id, topic, value)| (id, topic, updated(&value))) {
+        if let Some((id, topic, update)) = self
+            .document(1)
+            .map(|(id, topic, value)| (id, topic, updated(&value)))
+        {
             self.supersede(1);
-            let record = record(&id, Some(update)).at(after).to_partition(HOME_PARTITION);
+            let record = record(&id, Some(update))
+                .at(after)
+                .to_partition(HOME_PARTITION);
             story.push((Role::Newest { id, topic }, record));
         }
         if let Some((id, _, _)) = self.document(2) {
@@ -120,23 +133,35 @@ impl Script {
         }
         if let Some((id, _, _)) = self.document(3) {
             self.supersede(3);
-            let record = record(&id, None).at(after + STEP_MS).to_partition(HOME_PARTITION);
+            let record = record(&id, None)
+                .at(after + STEP_MS)
+                .to_partition(HOME_PARTITION);
             story.push((Role::Deletion { id: id.clone() }, record));
             story.push((Role::Superseded, late(&id)));
         }
-        let broken = SampleRecord::new("demo-broken", "{\"id\": \"demo-broken\", \"title\": ").at(after + 2 * STEP_MS);
+        let broken = SampleRecord::new("demo-broken", "{\"id\": \"demo-broken\", \"title\": ")
+            .at(after + 2 * STEP_MS);
         story.push((Role::Undecodable, broken));
         let long = SampleRecord::new("demo-long", long_document()).at(after + 3 * STEP_MS);
-        story.push((Role::Newest { id: "demo-long".to_owned(), topic: "体育".to_owned() }, long));
+        story.push((
+            Role::Newest {
+                id: "demo-long".to_owned(),
+                topic: "体育".to_owned(),
+            },
+            long,
+        ));
         self.0.append(&mut story);
     }
 
     /// Id, topic and value of the document at `index`.
     fn document(&self, index: usize) -> Option<(String, String, Vec<u8>)> {
         match self.0.get(index)? {
-            (Role::Newest { id, topic }, SampleRecord { value: Some(value), .. }) => {
-                Some((id.clone(), topic.clone(), value.clone()))
-            }
+            (
+                Role::Newest { id, topic },
+                SampleRecord {
+                    value: Some(value), ..
+                },
+            ) => Some((id.clone(), topic.clone(), value.clone())),
             _ => None,
         }
     }
@@ -186,19 +211,30 @@ fn late(id: &str) -> SampleRecord {
         "title": "过期的旧版本",
         "text": "这一版早已被取代，不应再出现在检索结果中。",
     });
-    SampleRecord::new(id, value.to_string()).at(FIRST_TIMESTAMP_MS - STEP_MS).to_partition(DETOUR_PARTITION)
+    SampleRecord::new(id, value.to_string())
+        .at(FIRST_TIMESTAMP_MS - STEP_MS)
+        .to_partition(DETOUR_PARTITION)
 }
 
 fn updated(value: &[u8]) -> Vec<u8> {
-    let Ok(mut document) = serde_json::from_slice::<serde_json::Value>(value) else { return value.to_vec() };
-    let title = document.get("title").and_then(|title| title.as_str()).unwrap_or_default();
+    let Ok(mut document) = serde_json::from_slice::<serde_json::Value>(value) else {
+        return value.to_vec();
+    };
+    let title = document
+        .get("title")
+        .and_then(|title| title.as_str())
+        .unwrap_or_default();
     document["title"] = json!(format!("{title}（更新）"));
     document.to_string().into_bytes()
 }
 
 fn long_document() -> Vec<u8> {
     let sentence = "球队在主场以三比一战胜对手，主教练赛后称赞了全队的防守，前锋梅开二度锁定胜局。";
-    let text: String = sentence.chars().cycle().take(LONG_TEXT_CHARACTERS).collect();
+    let text: String = sentence
+        .chars()
+        .cycle()
+        .take(LONG_TEXT_CHARACTERS)
+        .collect();
     json!({
         "id": "demo-long",
         "title": "联赛第二十轮战报：主队逆转取胜升至积分榜第三",

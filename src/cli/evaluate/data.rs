@@ -25,26 +25,40 @@ pub(super) enum DataError {
     #[error("the data file {} cannot be read: {reason}", file.display())]
     Unreadable { file: PathBuf, reason: String },
     #[error("{} line {line}: {reason}", file.display())]
-    Row { file: PathBuf, line: usize, reason: String },
+    Row {
+        file: PathBuf,
+        line: usize,
+        reason: String,
+    },
     #[error("the data file {} holds no documents", .0.display())]
     Empty(PathBuf),
 }
 
 /// Reads all examples of a file, in their order.
 pub(super) fn read_examples(file: &Path, taxonomy: &Taxonomy) -> Result<Vec<Example>, DataError> {
-    let unreadable = |reason: String| DataError::Unreadable { file: file.to_owned(), reason };
+    let unreadable = |reason: String| DataError::Unreadable {
+        file: file.to_owned(),
+        reason,
+    };
     let bytes = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|error| unreadable(format!("it is not UTF-8 ({error})")))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| unreadable(format!("it is not UTF-8 ({error})")))?;
     let text = text.trim_start_matches('\u{feff}');
-    let row = |line: usize, reason: String| DataError::Row { file: file.to_owned(), line, reason };
+    let row = |line: usize, reason: String| DataError::Row {
+        file: file.to_owned(),
+        line,
+        reason,
+    };
 
     let examples: Vec<Example> = if text.trim_start().starts_with('[') {
-        let objects: Vec<Map<String, Value>> =
-            serde_json::from_str(text).map_err(|error| unreadable(format!("it is no JSON array of objects ({error})")))?;
+        let objects: Vec<Map<String, Value>> = serde_json::from_str(text)
+            .map_err(|error| unreadable(format!("it is no JSON array of objects ({error})")))?;
         objects
             .iter()
             .enumerate()
-            .map(|(index, object)| from_object(object, taxonomy).map_err(|reason| row(index + 1, reason)))
+            .map(|(index, object)| {
+                from_object(object, taxonomy).map_err(|reason| row(index + 1, reason))
+            })
             .collect::<Result<_, _>>()?
     } else {
         text.lines()
@@ -53,19 +67,29 @@ pub(super) fn read_examples(file: &Path, taxonomy: &Taxonomy) -> Result<Vec<Exam
             .map(|(index, line)| from_line(line, taxonomy).map_err(|reason| row(index + 1, reason)))
             .collect::<Result<_, _>>()?
     };
-    if examples.is_empty() { Err(DataError::Empty(file.to_owned())) } else { Ok(examples) }
+    if examples.is_empty() {
+        Err(DataError::Empty(file.to_owned()))
+    } else {
+        Ok(examples)
+    }
 }
 
 fn from_line(line: &str, taxonomy: &Taxonomy) -> Result<Example, String> {
     if line.trim_start().starts_with('{') {
-        let object = serde_json::from_str(line).map_err(|error| format!("no JSON object: {error}"))?;
+        let object =
+            serde_json::from_str(line).map_err(|error| format!("no JSON object: {error}"))?;
         return from_object(&object, taxonomy);
     }
     let (text, label) = line
         .rsplit_once('\t')
         .ok_or("neither a JSON object nor a text, a tab and a label")?;
-    let label = taxonomy.label_of_code(label.trim()).ok_or_else(|| unknown(&[label.trim().to_owned()], taxonomy))?;
-    Ok(Example { text: text.to_owned(), label })
+    let label = taxonomy
+        .label_of_code(label.trim())
+        .ok_or_else(|| unknown(&[label.trim().to_owned()], taxonomy))?;
+    Ok(Example {
+        text: text.to_owned(),
+        label,
+    })
 }
 
 fn from_object(object: &Map<String, Value>, taxonomy: &Taxonomy) -> Result<Example, String> {
@@ -74,7 +98,12 @@ fn from_object(object: &Map<String, Value>, taxonomy: &Taxonomy) -> Result<Examp
     let text = match (field("title"), body) {
         (Some(title), Some(body)) => format!("{title}\n{body}"),
         (Some(text), None) | (None, Some(text)) => text.to_owned(),
-        (None, None) => return Err(format!("none of the fields title, {} holds a text", TEXT_FIELDS.join(", "))),
+        (None, None) => {
+            return Err(format!(
+                "none of the fields title, {} holds a text",
+                TEXT_FIELDS.join(", ")
+            ));
+        }
     };
     let candidates: Vec<String> = LABEL_FIELDS
         .iter()
@@ -85,7 +114,10 @@ fn from_object(object: &Map<String, Value>, taxonomy: &Taxonomy) -> Result<Examp
         })
         .collect();
     if candidates.is_empty() {
-        return Err(format!("none of the fields {} holds a label", LABEL_FIELDS.join(", ")));
+        return Err(format!(
+            "none of the fields {} holds a label",
+            LABEL_FIELDS.join(", ")
+        ));
     }
     let label = candidates
         .iter()

@@ -33,10 +33,16 @@ pub(super) struct Scores {
 
 impl Scores {
     /// Compares `(true, predicted)` label indices; `None` is a prediction that is no label (`other`).
-    pub(super) fn of(pairs: impl Iterator<Item = (usize, Option<usize>)>, names: &[String]) -> Self {
+    pub(super) fn of(
+        pairs: impl Iterator<Item = (usize, Option<usize>)>,
+        names: &[String],
+    ) -> Self {
         let name = |index: usize| names.get(index).cloned().unwrap_or_default();
-        let (mut has, mut predicted, mut right) =
-            (vec![0; names.len()], vec![0; names.len()], vec![0; names.len()]);
+        let (mut has, mut predicted, mut right) = (
+            vec![0; names.len()],
+            vec![0; names.len()],
+            vec![0; names.len()],
+        );
         let add = |counts: &mut Vec<usize>, index: usize| {
             if let Some(count) = counts.get_mut(index) {
                 *count += 1;
@@ -86,14 +92,21 @@ impl Scores {
             .map(|((_, guess), count)| (guess.as_str(), *count))
             .collect();
         taken.sort_by_key(|(guess, count)| (std::cmp::Reverse(*count), *guess));
-        let parts: Vec<String> =
-            taken.into_iter().take(most).map(|(guess, count)| format!("{guess} {count}")).collect();
+        let parts: Vec<String> = taken
+            .into_iter()
+            .take(most)
+            .map(|(guess, count)| format!("{guess} {count}"))
+            .collect();
         parts.join(", ")
     }
 }
 
 fn ratio(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 #[cfg(test)]
@@ -106,7 +119,13 @@ mod tests {
 
     #[test]
     fn agrees_with_a_table_computed_by_hand() {
-        let pairs = [(0, Some(0)), (0, Some(1)), (1, Some(1)), (1, Some(1)), (1, None)];
+        let pairs = [
+            (0, Some(0)),
+            (0, Some(1)),
+            (1, Some(1)),
+            (1, Some(1)),
+            (1, None),
+        ];
         let scores = Scores::of(pairs.into_iter(), &names());
         assert!((scores.accuracy - 0.6).abs() < 1e-12);
         // 甲: precision 1, recall 1/2; 乙: precision 2/3, recall 2/3; 丙 occurs nowhere.

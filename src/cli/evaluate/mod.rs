@@ -59,25 +59,41 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         settings.tagging.taxonomy.clone_from(taxonomy);
     }
     let mut engine = Engine::load(&settings)?;
-    let mut examples = read_examples(&arguments.data, engine.taxonomy()).map_err(Failure::failed)?;
+    let mut examples =
+        read_examples(&arguments.data, engine.taxonomy()).map_err(Failure::failed)?;
     examples.truncate(arguments.limit.unwrap_or(usize::MAX));
 
     let bar = output::bar(examples.len() as u64, "evaluating");
     let started = Instant::now();
-    let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
-    let tagged = tag_all(&mut engine, &settings.batch, &texts, |done| bar.set_position(done as u64))?;
+    let texts: Vec<&str> = examples
+        .iter()
+        .map(|example| example.text.as_str())
+        .collect();
+    let tagged = tag_all(&mut engine, &settings.batch, &texts, |done| {
+        bar.set_position(done as u64)
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
 
     let pairs = examples.iter().zip(&tagged).map(|(example, outcome)| {
         // A text that cannot be tagged counts as a wrong answer, never as left out.
-        let predicted = outcome.as_ref().ok().and_then(|tagging| engine.taxonomy().label_of_code(&tagging.topic));
+        let predicted = outcome
+            .as_ref()
+            .ok()
+            .and_then(|tagging| engine.taxonomy().label_of_code(&tagging.topic));
         (example.label, predicted)
     });
     let scores = Scores::of(pairs, &engine.label_names());
     let manifest = engine.bundle().manifest();
-    let unknown_tokens = tagged.iter().flatten().map(|tagging| tagging.unknown_tokens).sum();
-    let tokens: usize = texts.iter().map(|text| engine.tagger().encode(text).ids.len()).sum();
+    let unknown_tokens = tagged
+        .iter()
+        .flatten()
+        .map(|tagging| tagging.unknown_tokens)
+        .sum();
+    let tokens: usize = texts
+        .iter()
+        .map(|text| engine.tagger().encode(text).ids.len())
+        .sum();
     let report = Report {
         documents: examples.len(),
         accuracy: scores.accuracy,
@@ -85,18 +101,33 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         taxonomy: engine.taxonomy().name.clone(),
         model: manifest.name.clone(),
         precision: manifest.precision.as_str().to_owned(),
-        truncated: tagged.iter().flatten().filter(|tagging| tagging.truncated).count(),
+        truncated: tagged
+            .iter()
+            .flatten()
+            .filter(|tagging| tagging.truncated)
+            .count(),
         unknown_tokens,
         unknown_share: unknown_tokens as f64 / tokens.max(1) as f64,
         seconds,
         documents_per_second: examples.len() as f64 / seconds.max(f64::EPSILON),
         labels: scores.labels.clone(),
     };
-    if arguments.json { output::json(&report) } else { show(&report, &scores, &examples) }
+    if arguments.json {
+        output::json(&report)
+    } else {
+        show(&report, &scores, &examples)
+    }
 }
 
 fn show(report: &Report, scores: &Scores, examples: &[Example]) -> Result<(), Failure> {
-    let mut table = output::table(&["topic", "documents", "precision", "recall", "F1", "most often taken for"]);
+    let mut table = output::table(&[
+        "topic",
+        "documents",
+        "precision",
+        "recall",
+        "F1",
+        "most often taken for",
+    ]);
     for label in &report.labels {
         table.add_row(vec![
             label.label.clone(),

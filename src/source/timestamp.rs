@@ -1,4 +1,4 @@
-//! Times of publication as data writes them. Pure: the zone is passed in, no clock is read.
+//! Times as data writes them, for whoever reads records. Pure: the zone is passed in, no clock is read.
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -16,7 +16,7 @@ const PAST_MILLISECONDS: f64 = 1e14;
 const LONGEST_TIME_BYTES: usize = 64;
 
 /// The zone that `name` names: `UTC`, an offset (`+08:00`, `-0330`, `+8`) or an IANA name.
-pub(super) fn zone(name: &str) -> Option<TimeZone> {
+pub(crate) fn zone(name: &str) -> Option<TimeZone> {
     if name == "UTC" || name == "Z" {
         return Some(TimeZone::UTC);
     }
@@ -47,7 +47,7 @@ fn offset(name: &str) -> Option<Offset> {
 
 /// A time written as text: RFC 3339, a date with or without a time of day (in `zone`), RFC 2822 as
 /// feeds write it, or digits since the epoch.
-pub(super) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+pub(crate) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let text = text.trim();
     if text.len() > LONGEST_TIME_BYTES {
         return None;
@@ -72,7 +72,7 @@ pub(super) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
 
 /// Seconds or milliseconds since 1970, told apart by their size; fractions are kept to the
 /// millisecond.
-pub(super) fn from_epoch(number: &Number) -> Option<Timestamp> {
+pub(crate) fn from_epoch(number: &Number) -> Option<Timestamp> {
     let value = number.as_f64()?;
     if !value.is_finite() || value.abs() >= PAST_MILLISECONDS {
         return None;

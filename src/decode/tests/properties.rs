@@ -1,0 +1,122 @@
+//! Whatever a record holds, decoding answers; and how fast.
+
+use proptest::prelude::*;
+
+use super::cloud_events::BINARY;
+use super::*;
+
+fn small_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+    ];
+    let name = prop_oneof![
+        "id",
+        "title",
+        "text",
+        "published_at",
+        "source",
+        "language",
+        "attributes",
+        "meta",
+        "\\PC{0,4}"
+    ];
+    leaf.prop_recursive(4, 40, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((name.clone(), inner), 0..8)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+        ]
+    })
+}
+
+/// The reference: the same answer by way of a whole tree and serde_json's own pointers.
+fn reference(value: &Value, fields: &FieldPointers) -> Option<(String, String)> {
+    let text = |pointer: &str| match value.pointer(pointer) {
+        None | Some(Value::Null) => Some(String::new()),
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(_) => None,
+    };
+    Some((text(&fields.title)?, text(&fields.text)?))
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_get_an_answer(
+        key in prop::option::of(prop::collection::vec(any::<u8>(), 0..8)),
+        value in prop::collection::vec(any::<u8>(), 0..200),
+        event in any::<bool>(),
+    ) {
+        let headers = if event { &BINARY[..] } else { &[] };
+        let mut record = record(None, Some(&value), headers);
+        record.key = key;
+        if let Err(error) = decoder(|_| {}).decode(&record) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn any_json_gets_an_answer_and_the_fast_path_agrees_with_a_tree(
+        value in small_json(), nested in any::<bool>(), structured in any::<bool>(),
+    ) {
+        let mut settings = DecodeSettings::default();
+        if nested {
+            settings.fields.title = "/meta/title".to_owned();
+            settings.fields.text = "/text/0".to_owned();
+        }
+        let decoder = Decoder::new(&settings).unwrap();
+        let headers = [("content-type", "application/cloudevents+json")];
+        let headers = if structured { &headers[..] } else { &[] };
+        let bytes = serde_json::to_vec(&value).unwrap();
+        let decoded = decoder.decode(&record(Some("k"), Some(&bytes), headers));
+        if let Ok(Decoded::Document(document)) = decoded {
+            prop_assert!(!structured, "an event needs its version");
+            let found = reference(&value, &settings.fields);
+            prop_assert_eq!(Some((document.title, document.text)), found);
+        }
+    }
+
+    #[test]
+    fn mutated_records_get_an_answer(
+        at in 0_usize..200, bytes in prop::collection::vec(any::<u8>(), 0..6), removed in 0_usize..20,
+    ) {
+        let valid = r#"{"id":"k","title":"标\u9898🙂","text":"正文","published_at":1769846400123,"source":"s","language":"zh","attributes":{"a":[1,{"b":null}]},"more":-1.5e3}"#;
+        let mut mutated = valid.as_bytes().to_vec();
+        let at = at.min(mutated.len());
+        let end = (at + removed).min(mutated.len());
+        mutated.splice(at..end, bytes);
+        let decoded = decoder(|_| {}).decode(&record(Some("k"), Some(&mutated), &[]));
+        if let Ok(Decoded::Document(document)) = decoded {
+            prop_assert_eq!(document.id.as_str(), "k");
+            prop_assert!(!document.title.trim().is_empty() || !document.text.trim().is_empty());
+        }
+    }
+}
+
+/// Run by hand: `cargo test --release --lib decode::tests::speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let decoder = decoder(|_| {});
+    let title = r#"{"id":"n-1","title":"城市更新让老街区焕发新活力，居民家门口有了新公园","published_at":"2026-01-31T08:00:00+08:00","source":"晚报","language":"zh"}"#;
+    let long = format!(
+        r#"{{"id":"n-1","title":"标题","text":"{}","views":1}}"#,
+        "正文内容。".repeat(200)
+    );
+    for (name, value) in [("titles", title), ("1,000 characters", long.as_str())] {
+        let record = record(Some("n-1"), Some(value.as_bytes()), &[]);
+        let rounds = 200_000;
+        let start = std::time::Instant::now();
+        for _ in 0..rounds {
+            std::hint::black_box(decoder.decode(std::hint::black_box(&record)).unwrap());
+        }
+        let rate = f64::from(rounds) / start.elapsed().as_secs_f64();
+        println!(
+            "{name}: {} bytes, {rate:.0} documents a second on one core",
+            value.len()
+        );
+    }
+}

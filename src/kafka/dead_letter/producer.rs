@@ -1,0 +1,215 @@
+//! Sends dead letters: a letter counts as sent only when all replicas have it. What passes by
+//! itself is tried again for as long as it takes; what is too large is cut and spooled whole.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::util::Timeout;
+
+use super::letter::{Envelope, Form, pack};
+use super::settings::DeadLetterSettings;
+use super::spool::Spool;
+use crate::kafka::client::{self, Reporting};
+use crate::kafka::embedded::client_headers;
+use crate::kafka::settings::KafkaSettings;
+use crate::source::{DeadLetter, DeadLetterError, DeadLetterSink};
+
+/// First pause before another attempt; it doubles up to `dead_letter.retry_max_ms`.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the user may override for the producer.
+const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
+    // A letter larger than this travels alone, so that one refused for its size takes no other
+    // with it.
+    ("batch.size", "65536"),
+    // The broker's bound decides, not the client's.
+    ("message.max.bytes", "1000000000"),
+    ("linger.ms", "5"),
+    ("compression.type", "zstd"),
+    // Keys go where Java's clients put them.
+    ("partitioner", "murmur2_random"),
+];
+
+type Client = FutureProducer<Reporting>;
+
+/// Sends letters to `kafka.dead_letter_topic`.
+pub struct DeadLetterProducer {
+    client: Mutex<Client>,
+    config: ClientConfig,
+    topic: String,
+    connector: String,
+    spool: Spool,
+    cut_value_bytes: usize,
+    retry_max: Duration,
+}
+
+/// What to do after an attempt that failed.
+enum Next {
+    /// The broker does not take a record of this size.
+    Smaller,
+    /// Trying again may help.
+    Again(String),
+    /// Trying again does not help.
+    Never(String),
+}
+
+impl DeadLetterProducer {
+    /// A producer for the configured topic. Does not wait for a broker.
+    ///
+    /// # Errors
+    /// When a property is refused.
+    pub fn start(
+        kafka: &KafkaSettings,
+        settings: &DeadLetterSettings,
+    ) -> Result<Self, DeadLetterError> {
+        let mut config = kafka
+            .client_config(&kafka.properties.connection(), PRODUCER_DEFAULTS)
+            .map_err(|error| DeadLetterError(error.to_string()))?;
+        settings
+            .properties
+            .apply(&mut config)
+            .map_err(|reason| DeadLetterError(format!("dead_letter.properties needs {reason}")))?;
+        config.set("enable.idempotence", "true");
+        config.set("acks", "all");
+        // Zero: until it arrives.
+        config.set("message.timeout.ms", "0");
+        Ok(Self {
+            client: Mutex::new(connect(&config)?),
+            config,
+            topic: kafka.dead_letter_topic.clone(),
+            connector: settings.connector_name.clone(),
+            spool: Spool::new(Path::new(&settings.spool_dir), settings.spool_max_bytes),
+            cut_value_bytes: settings.cut_value_bytes,
+            retry_max: Duration::from_millis(settings.retry_max_ms),
+        })
+    }
+
+    async fn deliver(&self, letter: DeadLetter) -> Result<(), DeadLetterError> {
+        let mut form = Form::Whole;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let envelope = pack(&letter, &self.connector, &form);
+            let Err(next) = self.attempt(&envelope).await else {
+                return Ok(());
+            };
+            let reason = match next {
+                Next::Smaller => match self.shrink(&letter, form.clone()).await? {
+                    Ok(smaller) => {
+                        form = smaller;
+                        continue;
+                    }
+                    Err(reason) => reason,
+                },
+                Next::Again(reason) => reason,
+                Next::Never(reason) => return Err(DeadLetterError(reason)),
+            };
+            tracing::warn!(
+                position = %letter.record.position,
+                topic = self.topic,
+                reason,
+                pause_ms = pause.as_millis(),
+                "a dead letter could not be sent yet"
+            );
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(self.retry_max);
+        }
+    }
+
+    /// Sends once and waits for all replicas.
+    async fn attempt(&self, envelope: &Envelope) -> Result<(), Next> {
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic);
+        record.key = envelope.key.as_deref();
+        record.payload = envelope.value.as_deref();
+        record.timestamp = envelope.timestamp_ms;
+        record.headers = client_headers(&envelope.headers);
+        let client = self.client.lock().clone();
+        // Room in the client's own queue is waited for as long as it takes: letters hold their
+        // records' place in the pipeline's budget, so few can wait.
+        match client.send(record, Timeout::Never).await {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(self.judge(&client, &error)),
+        }
+    }
+
+    fn judge(&self, client: &Client, error: &KafkaError) -> Next {
+        let Some(code) = error.rdkafka_error_code() else {
+            return Next::Never(format!("dead letters cannot be sent: {error}"));
+        };
+        match code {
+            RDKafkaErrorCode::MessageSizeTooLarge => Next::Smaller,
+            // An idempotent producer that has lost its place takes no more records; a new one
+            // begins anew. What was sent before is sent, so nothing is lost, at worst twice there.
+            RDKafkaErrorCode::Fatal => self.renew(client, error),
+            _ if client.client().fatal_error().is_some() => self.renew(client, error),
+            _ if client::is_permanent(code) => Next::Never(format!(
+                "dead letters cannot be sent to {}: {error}; the worker may need the right to write there",
+                self.topic
+            )),
+            _ => Next::Again(error.to_string()),
+        }
+    }
+
+    fn renew(&self, failed: &Client, error: &KafkaError) -> Next {
+        let mut current = self.client.lock();
+        let same = failed.client().native_ptr() == current.client().native_ptr();
+        if same {
+            match connect(&self.config) {
+                Ok(client) => *current = client,
+                Err(error) => return Next::Never(error.to_string()),
+            }
+        }
+        Next::Again(format!("the producer was renewed: {error}"))
+    }
+
+    /// The next smaller form, once the whole record is in the spool. The inner error is why it is
+    /// not there yet.
+    async fn shrink(
+        &self,
+        letter: &DeadLetter,
+        form: Form,
+    ) -> Result<Result<Form, String>, DeadLetterError> {
+        let position = &letter.record.position;
+        let smaller = match form {
+            Form::Whole => Form::Cut {
+                value_bytes: self.cut_value_bytes,
+                file: Spool::file_name(position),
+            },
+            Form::Cut { file, .. } => return Ok(Ok(Form::Bare { file })),
+            Form::Bare { file } => {
+                return Err(DeadLetterError(format!(
+                    "the broker refuses even a letter without value for its size; the record {position} is \
+                     whole in {file} of dead_letter.spool_dir, but {} takes no letter that says so",
+                    self.topic
+                )));
+            }
+        };
+        let spool = self.spool.clone();
+        let letter = letter.clone();
+        let written = tokio::task::spawn_blocking(move || spool.write(&letter)).await;
+        match written {
+            Ok(Ok(())) => Ok(Ok(smaller)),
+            Ok(Err(error)) => Ok(Err(error.to_string())),
+            Err(error) => Ok(Err(format!("the spool's task ended: {error}"))),
+        }
+    }
+}
+
+impl DeadLetterSink for DeadLetterProducer {
+    fn send(&self, letter: DeadLetter) -> BoxFuture<'_, Result<(), DeadLetterError>> {
+        Box::pin(self.deliver(letter))
+    }
+}
+
+fn connect(config: &ClientConfig) -> Result<Client, DeadLetterError> {
+    config
+        .create_with_context(Reporting::default())
+        .map_err(|error| {
+            let error = client::source_error("the dead-letter producer cannot be set up", &error);
+            DeadLetterError(error.to_string())
+        })
+}

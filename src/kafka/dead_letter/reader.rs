@@ -1,0 +1,348 @@
+//! Reads the dead-letter topic back, from its beginning to the end it had at the start, and sends
+//! letters home again.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::Offset;
+
+use super::letter::StoredDeadLetter;
+use super::settings::DeadLetterSettings;
+use super::spool::Spool;
+use crate::document::{Generation, RecordPosition, TopicPartition};
+use crate::kafka::client::{self, Reporting};
+use crate::kafka::embedded::{SampleProducer, SampleRecord};
+use crate::kafka::poll::headers_of;
+use crate::kafka::settings::KafkaSettings;
+use crate::kafka::start;
+use crate::source::{SourceError, SourceRecord};
+
+/// Longest wait for the next letter before the broker counts as silent.
+const SILENCE: Duration = Duration::from_secs(30);
+const POLL_WAIT: Duration = Duration::from_millis(200);
+/// Letters sent home at once.
+const REPLAY_CHUNK: usize = 200;
+
+/// Which letters are wanted; an empty filter wants all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeadLetterFilter {
+    /// Topic that the record came from.
+    pub topic: Option<String>,
+    /// Stage that refused it.
+    pub stage: Option<String>,
+    /// Short name of the reason.
+    pub class: Option<String>,
+    /// Key of the record.
+    pub key: Option<String>,
+    /// Part of the message.
+    pub message: Option<String>,
+    /// At most so many.
+    pub limit: Option<usize>,
+}
+
+impl DeadLetterFilter {
+    /// Whether a letter is wanted, its number aside.
+    pub fn wants(&self, letter: &StoredDeadLetter) -> bool {
+        let equals = |wanted: &Option<String>, found: &str| {
+            wanted.as_ref().is_none_or(|wanted| wanted == found)
+        };
+        let topic = letter
+            .origin
+            .as_ref()
+            .map(|origin| &*origin.partition.topic);
+        equals(&self.topic, topic.unwrap_or_default())
+            && equals(&self.stage, &letter.stage)
+            && equals(&self.class, &letter.class)
+            && equals(&self.key, &letter.key_text())
+            && self
+                .message
+                .as_ref()
+                .is_none_or(|part| letter.message.contains(part.as_str()))
+    }
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReplayReport {
+    /// Letters that the filter wanted.
+    pub wanted: u64,
+    /// Letters sent home; none in a dry run.
+    pub sent: u64,
+    /// Letters that cannot go home: they do not say where that is, or their value was cut and the
+    /// spool file is not here.
+    pub left: u64,
+}
+
+/// Reads every letter that `filter` wants and hands it to `visit`, which may end it.
+///
+/// # Errors
+/// When the broker does not answer.
+pub fn visit_dead_letters(
+    kafka: &KafkaSettings,
+    filter: &DeadLetterFilter,
+    mut visit: impl FnMut(StoredDeadLetter) -> ControlFlow<()>,
+) -> Result<(), SourceError> {
+    let reader = Reader::open(kafka)?;
+    let limit = filter.limit.unwrap_or(usize::MAX);
+    let mut wanted = 0;
+    if limit == 0 {
+        return Ok(());
+    }
+    reader.read(|record| {
+        let letter = StoredDeadLetter::parse(record);
+        if !filter.wants(&letter) {
+            return ControlFlow::Continue(());
+        }
+        wanted += 1;
+        let flow = visit(letter);
+        if wanted >= limit {
+            return ControlFlow::Break(());
+        }
+        flow
+    })
+}
+
+/// The letters that `filter` wants, all in memory; give it a limit.
+///
+/// # Errors
+/// When the broker does not answer.
+pub fn list_dead_letters(
+    kafka: &KafkaSettings,
+    filter: &DeadLetterFilter,
+) -> Result<Vec<StoredDeadLetter>, SourceError> {
+    let mut letters = Vec::new();
+    visit_dead_letters(kafka, filter, |letter| {
+        letters.push(letter);
+        ControlFlow::Continue(())
+    })?;
+    Ok(letters)
+}
+
+/// Sends letters to the topic and partition they came from, with their own key, value, headers and
+/// timestamp; what was cut comes whole out of the spool. The letters stay where they are: sending
+/// one twice writes the same document twice. `dry_run` sends nothing.
+///
+/// # Errors
+/// When the broker does not answer or refuses a record.
+pub fn replay_dead_letters(
+    kafka: &KafkaSettings,
+    settings: &DeadLetterSettings,
+    filter: &DeadLetterFilter,
+    dry_run: bool,
+    mut say: impl FnMut(&StoredDeadLetter, Result<(), String>),
+) -> Result<ReplayReport, SourceError> {
+    let spool = Spool::new(Path::new(&settings.spool_dir), settings.spool_max_bytes);
+    let mut home = Home::new(kafka)?;
+    let mut report = ReplayReport::default();
+    let mut failure = None;
+    visit_dead_letters(kafka, filter, |letter| {
+        report.wanted += 1;
+        match original(&letter, &spool) {
+            Ok((topic, record)) => {
+                say(&letter, Ok(()));
+                if !dry_run && let Err(error) = home.take(topic, record) {
+                    failure = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            Err(reason) => {
+                report.left += 1;
+                say(&letter, Err(reason));
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    home.send_all()?;
+    report.sent = home.sent;
+    Ok(report)
+}
+
+/// The record that a letter is about, and its topic.
+fn original(letter: &StoredDeadLetter, spool: &Spool) -> Result<(String, SampleRecord), String> {
+    let origin = letter
+        .origin
+        .as_ref()
+        .ok_or("its headers do not say where it came from")?;
+    let mut record = SampleRecord {
+        partition: Some(origin.partition.partition),
+        key: letter.key.clone(),
+        value: letter.value.clone(),
+        headers: letter.headers.clone(),
+        timestamp_ms: letter.timestamp_ms,
+    };
+    if let Some(cut) = &letter.cut {
+        let whole = spool.read(&cut.spool_file).map_err(|error: io::Error| {
+            let file = &cut.spool_file;
+            format!("its value was cut and the spool file {file} cannot be read here: {error}")
+        })?;
+        record.key = whole.key;
+        record.value = whole.value;
+        record.headers = whole.headers;
+    }
+    Ok((origin.partition.topic.to_string(), record))
+}
+
+/// Records on their way home, a chunk at a time.
+struct Home {
+    producer: SampleProducer,
+    waiting: HashMap<String, Vec<SampleRecord>>,
+    count: usize,
+    sent: u64,
+}
+
+impl Home {
+    fn new(kafka: &KafkaSettings) -> Result<Self, SourceError> {
+        let config = kafka.client_config(
+            &kafka.properties.connection(),
+            &[("message.max.bytes", "1000000000"), ("acks", "all")],
+        )?;
+        let producer = SampleProducer::with_config(&config)
+            .map_err(|error| SourceError::Fatal(error.to_string()))?;
+        Ok(Self {
+            producer,
+            waiting: HashMap::new(),
+            count: 0,
+            sent: 0,
+        })
+    }
+
+    fn take(&mut self, topic: String, record: SampleRecord) -> Result<(), SourceError> {
+        self.waiting.entry(topic).or_default().push(record);
+        self.count += 1;
+        if self.count >= REPLAY_CHUNK {
+            self.send_all()?;
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self) -> Result<(), SourceError> {
+        self.count = 0;
+        for (topic, records) in self.waiting.drain() {
+            self.producer
+                .produce(&topic, &records)
+                .map_err(|error| SourceError::Fatal(error.to_string()))?;
+            self.sent += records.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A consumer that belongs to no group and commits nothing.
+struct Reader {
+    consumer: BaseConsumer<Reporting>,
+    /// Offset after the last letter there was at the start, for partitions that have letters.
+    ends: HashMap<i32, i64>,
+    topic: String,
+}
+
+impl Reader {
+    fn open(kafka: &KafkaSettings) -> Result<Self, SourceError> {
+        let reporting = Reporting::default();
+        let mut config = kafka.consumer_config()?;
+        config.set("group.id", format!("{}-dead-letters", kafka.group_id));
+        config.remove("group.instance.id");
+        config.set("auto.offset.reset", "earliest");
+        // What stands last may be a transaction's marker, which is never delivered.
+        config.set("enable.partition.eof", "true");
+        let failed = |what: &str, error| client::source_error(what, &error);
+        let consumer: BaseConsumer<Reporting> = config
+            .create_with_context(reporting.clone())
+            .map_err(|error| failed("the kafka client cannot be set up", error))?;
+        let topic = kafka.dead_letter_topic.clone();
+        let metadata = consumer
+            .fetch_metadata(Some(&topic), kafka.connect_timeout())
+            .map_err(|error| {
+                let reason = reporting.faults.describe();
+                SourceError::Fatal(format!(
+                    "no kafka broker answered at kafka.brokers = {}: {error}: {reason}",
+                    kafka.brokers
+                ))
+            })?;
+        let known = metadata.topics().iter().find(|known| known.name() == topic);
+        let partitions: Vec<TopicPartition> = known
+            .filter(|known| known.error().is_none())
+            .map(|known| known.partitions().iter().map(|p| p.id()).collect())
+            .unwrap_or_else(Vec::new)
+            .into_iter()
+            .map(|number| TopicPartition::new(topic.as_str(), number))
+            .collect();
+        let ranges = start::ranges(&consumer, &partitions);
+        if ranges.len() < partitions.len() {
+            let text = format!("not every partition of {topic} has a leader that answers");
+            return Err(SourceError::Transient(text));
+        }
+        let mut list = TopicPartitionList::new();
+        let mut ends = HashMap::new();
+        for (partition, range) in ranges.iter().filter(|(_, range)| range.low < range.high) {
+            let begin = Offset::Offset(range.low);
+            list.add_partition_offset(&topic, partition.partition, begin)
+                .map_err(|error| failed("the dead letters cannot be read", error))?;
+            ends.insert(partition.partition, range.high);
+        }
+        if !ends.is_empty() {
+            consumer
+                .assign(&list)
+                .map_err(|error| failed("the dead letters cannot be read", error))?;
+        }
+        Ok(Self {
+            consumer,
+            ends,
+            topic,
+        })
+    }
+
+    fn read(
+        mut self,
+        mut visit: impl FnMut(SourceRecord) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
+        let mut last = Instant::now();
+        while !self.ends.is_empty() {
+            match self.consumer.poll(POLL_WAIT) {
+                Some(Ok(message)) => {
+                    last = Instant::now();
+                    let (partition, offset) = (message.partition(), message.offset());
+                    let end = self.ends.get(&partition).copied().unwrap_or_default();
+                    if offset < end {
+                        let record = SourceRecord {
+                            position: RecordPosition {
+                                partition: TopicPartition::new(self.topic.as_str(), partition),
+                                offset,
+                            },
+                            generation: Generation(0),
+                            timestamp_ms: message.timestamp().to_millis(),
+                            key: message.key().map(<[u8]>::to_vec),
+                            value: message.payload().map(<[u8]>::to_vec),
+                            headers: headers_of(&message),
+                        };
+                        if visit(record).is_break() {
+                            return Ok(());
+                        }
+                    }
+                    if offset + 1 >= end {
+                        self.ends.remove(&partition);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    self.ends.remove(&partition);
+                }
+                Some(Err(error)) => tracing::debug!(%error, "reading dead letters"),
+                None => {}
+            }
+            if last.elapsed() > SILENCE {
+                let text = format!("the broker sent no more of {} for too long", self.topic);
+                return Err(SourceError::Transient(text));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+//! How far a job has come: one small file that is replaced whole, so that a crash leaves the old or the
+//! new one. Must not know how records are read.
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::FilesError;
+use super::input::Input;
+use crate::document::TopicPartition;
+
+/// Longest job name in the name of its state file.
+const LONGEST_NAME_BYTES: usize = 64;
+
+/// Bytes of the digest in the name of a state file.
+const DIGEST_BYTES: usize = 8;
+
+/// The form of the state file.
+const STATE_VERSION: u32 = 1;
+
+/// A job under way: what is committed of each file.
+#[derive(Debug)]
+pub(super) struct Job {
+    state_file: PathBuf,
+    /// Held as long as the job lives, so that no second process works on it.
+    _lock: File,
+    name: String,
+    files: Vec<FileProgress>,
+    by_partition: HashMap<TopicPartition, usize>,
+    changed: bool,
+}
+
+#[derive(Debug)]
+struct FileProgress {
+    path: PathBuf,
+    partition: TopicPartition,
+    /// The record to go on at.
+    next: i64,
+    /// After the last record, once the file has been read to its end.
+    end: Option<i64>,
+}
+
+impl FileProgress {
+    fn is_done(&self) -> bool {
+        self.end.is_some_and(|end| self.next >= end)
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    job: String,
+    files: Vec<StateOfFile>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StateOfFile {
+    /// For whoever looks into the file.
+    path: String,
+    next: i64,
+    done: bool,
+}
+
+impl Job {
+    /// Begins a job or goes on with an unfinished one of the same name, inputs and fingerprint.
+    pub(super) fn open(
+        folder: &Path,
+        name: &str,
+        fingerprint: &str,
+        inputs: &[Input],
+    ) -> Result<Self, FilesError> {
+        let state = |error: io::Error| FilesError::State {
+            path: folder.to_owned(),
+            reason: error.to_string(),
+        };
+        fs::create_dir_all(folder).map_err(state)?;
+        let short: String = name
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || c == '-' {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .take(LONGEST_NAME_BYTES)
+            .collect();
+        let lock = File::create(folder.join(format!("{short}.lock"))).map_err(state)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(FilesError::Busy(name.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(state(error)),
+        }
+        let state_file = folder.join(format!(
+            "{short}-{}.json",
+            digest(name, fingerprint, inputs)
+        ));
+        let saved = load(&state_file, inputs.len())?;
+        let mut job = Self {
+            state_file,
+            _lock: lock,
+            name: name.to_owned(),
+            files: Vec::with_capacity(inputs.len()),
+            by_partition: HashMap::with_capacity(inputs.len()),
+            changed: false,
+        };
+        for (index, input) in inputs.iter().enumerate() {
+            let saved = saved.as_ref().and_then(|state| state.files.get(index));
+            let next = saved.map_or(0, |saved| saved.next.max(0));
+            let partition = job.new_partition(input);
+            job.by_partition.insert(partition.clone(), index);
+            job.files.push(FileProgress {
+                path: input.path.clone(),
+                partition,
+                next,
+                end: saved.filter(|saved| saved.done).map(|_| next),
+            });
+        }
+        Ok(job)
+    }
+
+    /// Each file is a topic of its own without an order of age, so that the timestamp decides which of
+    /// two records is older, and progress is counted a file.
+    fn new_partition(&self, input: &Input) -> TopicPartition {
+        let topic = format!("file:{}", input.path.display());
+        let partition = TopicPartition::new(topic.as_str(), TopicPartition::NO_PARTITION);
+        if !self.by_partition.contains_key(&partition) {
+            return partition;
+        }
+        // Two paths that are not UTF-8 can look the same.
+        let topic: Arc<str> = format!("{topic}#{}", self.files.len()).into();
+        TopicPartition::new(topic, TopicPartition::NO_PARTITION)
+    }
+
+    /// The files that are not done: index, partition, record to go on at.
+    pub(super) fn unfinished(&self) -> Vec<(usize, TopicPartition, i64)> {
+        self.files
+            .iter()
+            .enumerate()
+            .filter(|(_, file)| !file.is_done())
+            .map(|(index, file)| (index, file.partition.clone(), file.next))
+            .collect()
+    }
+
+    /// Records that an earlier run has done.
+    pub(super) fn resumed_records(&self) -> u64 {
+        self.files.iter().map(|file| file.next.unsigned_abs()).sum()
+    }
+
+    /// Notes that everything below `next` is durable.
+    pub(super) fn commit(&mut self, partition: &TopicPartition, next: i64) {
+        let file = self
+            .by_partition
+            .get(partition)
+            .and_then(|index| self.files.get_mut(*index));
+        if let Some(file) = file
+            && next > file.next
+        {
+            file.next = next;
+            self.changed = true;
+        }
+    }
+
+    /// Notes that a file has been read to its end; `end` is after its last record.
+    pub(super) fn ended(&mut self, index: usize, end: i64) {
+        if let Some(file) = self.files.get_mut(index) {
+            file.end = Some(end);
+            self.changed = true;
+        }
+    }
+
+    /// Whether everything of all files is durable.
+    pub(super) fn is_finished(&self) -> bool {
+        self.files.iter().all(FileProgress::is_done)
+    }
+
+    /// Writes the state if it changed; a finished job leaves none, so that it starts anew next time.
+    pub(super) fn save(&mut self) -> Result<(), FilesError> {
+        if !self.changed {
+            return Ok(());
+        }
+        let written = if self.is_finished() {
+            match fs::remove_file(&self.state_file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        } else {
+            self.write()
+        };
+        written.map_err(|error| FilesError::State {
+            path: self.state_file.clone(),
+            reason: error.to_string(),
+        })?;
+        self.changed = false;
+        Ok(())
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let state = State {
+            version: STATE_VERSION,
+            job: self.name.clone(),
+            files: self
+                .files
+                .iter()
+                .map(|file| StateOfFile {
+                    path: file.path.display().to_string(),
+                    next: file.next,
+                    done: file.is_done(),
+                })
+                .collect(),
+        };
+        let folder = self.state_file.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&serde_json::to_vec(&state)?)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.state_file)?;
+        Ok(())
+    }
+}
+
+/// The state of an unfinished job, if there is one.
+fn load(state_file: &Path, files: usize) -> Result<Option<State>, FilesError> {
+    let wrong = |reason: String| FilesError::State {
+        path: state_file.to_owned(),
+        reason,
+    };
+    let bytes = match fs::read(state_file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(wrong(error.to_string())),
+    };
+    let state: State = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    if state.version != STATE_VERSION || state.files.len() != files {
+        return Err(wrong(
+            "it was written by another version of this program".to_owned(),
+        ));
+    }
+    Ok(Some(state))
+}
+
+/// What makes a job the same job: name, fingerprint, and each file as it is.
+fn digest(name: &str, fingerprint: &str, inputs: &[Input]) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(name.as_bytes());
+    part(fingerprint.as_bytes());
+    for input in inputs {
+        part(input.canonical.as_os_str().as_encoded_bytes());
+        part(&input.bytes.to_le_bytes());
+        part(&input.modified_ms.to_le_bytes());
+    }
+    hash.finalize()
+        .iter()
+        .take(DIGEST_BYTES)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,210 @@
+//! The rows of a Parquet file as JSON objects. The only place that names the `parquet` crate.
+//! Must not know what a field means.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use parquet::basic::{LogicalType, TimeUnit};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::serialized_reader::ReadOptionsBuilder;
+use parquet::record::reader::RowIter;
+use parquet::record::{Field, Row};
+use serde_json::{Map, Number, Value};
+
+use super::FilesError;
+use super::input::Input;
+
+/// Rows decoded at once.
+const BATCH_ROWS: usize = 256;
+
+/// Whole numbers of a column that are times: how many of them make a second.
+type Ticks = i64;
+
+/// The rows of one file.
+pub(super) struct ParquetRows {
+    input: Input,
+    rows: RowIter<'static>,
+    /// Columns whose whole numbers the row reader does not know to be times.
+    times: HashMap<String, Ticks>,
+    next_row: i64,
+    all_rows: i64,
+}
+
+impl ParquetRows {
+    /// Opens a file at row `first`; row groups before it are not read.
+    pub(super) fn open(input: &Input, first: i64) -> Result<Self, FilesError> {
+        guarded(input, || {
+            let file =
+                || File::open(&input.path).map_err(|error| FilesError::read(&input.path, &error));
+            let damaged = |error: parquet::errors::ParquetError| damaged(input, &error);
+            let whole = SerializedFileReader::new(file()?).map_err(damaged)?;
+            let metadata = whole.metadata();
+            let (mut skipped_groups, mut skipped_rows, mut all_rows) = (0, 0_i64, 0_i64);
+            for group in metadata.row_groups() {
+                all_rows = all_rows.saturating_add(group.num_rows());
+                if all_rows <= first {
+                    skipped_groups += 1;
+                    skipped_rows = all_rows;
+                }
+            }
+            let times = time_columns(metadata.file_metadata().schema());
+            let options = ReadOptionsBuilder::new()
+                .with_predicate(Box::new(move |_, index| index >= skipped_groups))
+                .build();
+            let reader =
+                SerializedFileReader::new_with_options(file()?, options).map_err(damaged)?;
+            let rows = RowIter::from_file_into(Box::new(reader)).with_batch_size(BATCH_ROWS);
+            let mut opened = Self {
+                input: input.clone(),
+                rows,
+                times,
+                next_row: skipped_rows,
+                all_rows,
+            };
+            while opened.next_row < first && opened.read()?.is_some() {}
+            Ok(opened)
+        })
+    }
+
+    /// The next row and its index.
+    pub(super) fn next(&mut self) -> Result<Option<(i64, Value)>, FilesError> {
+        let input = self.input.clone();
+        guarded(&input, || {
+            let index = self.next_row;
+            let Some(row) = self.read()? else {
+                return Ok(None);
+            };
+            let object = row.get_column_iter().map(|(name, field)| {
+                let value = match (self.times.get(name), field) {
+                    (Some(ticks), Field::Long(value)) => time(*value, *ticks),
+                    _ => json(field),
+                };
+                (name.clone(), value)
+            });
+            Ok(Some((index, Value::Object(object.collect()))))
+        })
+    }
+
+    /// How many of the file's bytes the rows read so far stand for.
+    pub(super) fn bytes_done(&self) -> u64 {
+        let done = u128::from(self.next_row.unsigned_abs()) * u128::from(self.input.bytes);
+        let share = done / u128::from(self.all_rows.unsigned_abs().max(1));
+        u64::try_from(share).unwrap_or(self.input.bytes)
+    }
+
+    fn read(&mut self) -> Result<Option<Row>, FilesError> {
+        match self.rows.next() {
+            None => Ok(None),
+            Some(Ok(row)) => {
+                self.next_row += 1;
+                Ok(Some(row))
+            }
+            Some(Err(error)) => Err(damaged(&self.input, &error)),
+        }
+    }
+}
+
+/// The library panics on files that are damaged in some ways, and on types it does not know.
+fn guarded<T>(
+    input: &Input,
+    read: impl FnOnce() -> Result<T, FilesError>,
+) -> Result<T, FilesError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(FilesError::Damaged {
+            path: input.path.clone(),
+            reason: "it is damaged, or has a column of a type that cannot be read".to_owned(),
+        })
+    })
+}
+
+fn damaged(input: &Input, error: &parquet::errors::ParquetError) -> FilesError {
+    FilesError::Damaged {
+        path: input.path.clone(),
+        reason: error.to_string(),
+    }
+}
+
+/// Columns of 64-bit numbers that are times only by their logical type, such as nanoseconds.
+fn time_columns(schema: &parquet::schema::types::Type) -> HashMap<String, Ticks> {
+    let ticks = |unit: &TimeUnit| match unit {
+        TimeUnit::MILLIS => 1_000,
+        TimeUnit::MICROS => 1_000_000,
+        TimeUnit::NANOS => 1_000_000_000,
+    };
+    schema
+        .get_fields()
+        .iter()
+        .filter_map(|column| match column.get_basic_info().logical_type_ref() {
+            Some(LogicalType::Timestamp(kind)) => {
+                Some((column.name().to_owned(), ticks(&kind.unit)))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn time(value: i64, ticks: Ticks) -> Value {
+    let nanoseconds = i128::from(value) * i128::from(1_000_000_000 / ticks);
+    // Outside of what a calendar holds the number itself says more than nothing.
+    Timestamp::from_nanosecond(nanoseconds).map_or_else(
+        |_| Value::from(value),
+        |time| Value::String(time.to_string()),
+    )
+}
+
+fn float(value: f64) -> Value {
+    Number::from_f64(value).map_or(Value::Null, Value::Number)
+}
+
+fn json(field: &Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => Value::Bool(*value),
+        Field::Byte(value) => Value::from(*value),
+        Field::Short(value) => Value::from(*value),
+        Field::Int(value) => Value::from(*value),
+        Field::Long(value) => Value::from(*value),
+        Field::UByte(value) => Value::from(*value),
+        Field::UShort(value) => Value::from(*value),
+        Field::UInt(value) => Value::from(*value),
+        Field::ULong(value) => Value::from(*value),
+        Field::Float16(value) => float(f64::from(*value)),
+        Field::Float(value) => float(f64::from(*value)),
+        Field::Double(value) => float(*value),
+        Field::Str(text) => Value::String(text.clone()),
+        Field::Bytes(bytes) => Value::String(match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.to_owned(),
+            Err(_) => STANDARD.encode(bytes.data()),
+        }),
+        Field::TimestampMillis(value) => time(*value, 1_000),
+        Field::TimestampMicros(value) => time(*value, 1_000_000),
+        Field::Group(row) => Value::Object(
+            row.get_column_iter()
+                .map(|(name, field)| (name.clone(), json(field)))
+                .collect(),
+        ),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(json).collect()),
+        Field::MapInternal(map) => Value::Object(entries(map.entries())),
+        // Dates, times of day and decimals have one way of being written.
+        Field::Decimal(_) | Field::Date(_) | Field::TimeMillis(_) | Field::TimeMicros(_) => {
+            Value::String(field.to_string())
+        }
+    }
+}
+
+fn entries(entries: &[(Field, Field)]) -> Map<String, Value> {
+    entries
+        .iter()
+        .map(|(key, value)| {
+            let name = match json(key) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            (name, json(value))
+        })
+        .collect()
+}

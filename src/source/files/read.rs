@@ -1,0 +1,278 @@
+//! One file as records: each with its index, its bytes and its age. Must not know the job or who reads.
+//!
+//! A record that cannot be read is a record too: its raw bytes go on, so that decoding refuses it and
+//! it is accounted for.
+
+use std::io::{BufReader, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value};
+
+use super::FilesError;
+use super::input::{Input, Layout, open};
+use super::parquet::ParquetRows;
+use super::split::{Ends, Raw, Splitter};
+use crate::source::timestamp;
+
+/// Bytes that decompressed data is read in.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// What reading a file needs to know besides the file.
+#[derive(Debug, Clone)]
+pub(super) struct ReadOptions {
+    /// Of longer records one byte more is kept.
+    pub(super) max_value_bytes: usize,
+    /// JSON pointer to a record's age; empty for none.
+    pub(super) timestamp_field: String,
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FileRecord {
+    /// Index of the line or row, from zero; the header of a CSV does not count.
+    pub(super) index: i64,
+    pub(super) value: Vec<u8>,
+    pub(super) timestamp_ms: Option<i64>,
+}
+
+/// Reads one file from some record on.
+pub(super) struct Records {
+    path: PathBuf,
+    options: ReadOptions,
+    rows: Rows,
+    bytes_done: Arc<AtomicU64>,
+}
+
+enum Rows {
+    Lines {
+        splitter: Splitter<BufReader<Box<dyn Read>>>,
+        next_index: i64,
+    },
+    Csv {
+        splitter: Splitter<BufReader<Box<dyn Read>>>,
+        header: Vec<String>,
+        delimiter: u8,
+        next_index: i64,
+    },
+    Parquet {
+        rows: Box<ParquetRows>,
+        before: u64,
+    },
+}
+
+impl Records {
+    /// Opens `input` at the record of index `first`; `bytes_done` counts what is read of the file.
+    pub(super) fn open(
+        input: &Input,
+        first: i64,
+        options: &ReadOptions,
+        bytes_done: &Arc<AtomicU64>,
+    ) -> Result<Self, FilesError> {
+        let limit = options.max_value_bytes;
+        let splitter = |ends| {
+            let bytes = open(input, Arc::clone(bytes_done))?;
+            Ok::<_, FilesError>(Splitter::new(
+                BufReader::with_capacity(BUFFER_BYTES, bytes),
+                ends,
+                limit,
+            ))
+        };
+        let rows = match input.layout {
+            Layout::JsonLines => Rows::Lines {
+                splitter: splitter(Ends::Lines)?,
+                next_index: 0,
+            },
+            Layout::Csv { delimiter } => {
+                let mut splitter = splitter(Ends::Rows { delimiter })?;
+                let header = splitter
+                    .next()
+                    .map_err(|error| FilesError::read(&input.path, &error))?;
+                let header = header_names(header.unwrap_or_default(), delimiter)
+                    .ok_or_else(|| FilesError::NoHeader(input.path.clone()))?;
+                Rows::Csv {
+                    splitter,
+                    header,
+                    delimiter,
+                    next_index: 0,
+                }
+            }
+            Layout::Parquet => {
+                let rows = Box::new(ParquetRows::open(input, first)?);
+                Rows::Parquet { rows, before: 0 }
+            }
+        };
+        let mut records = Self {
+            path: input.path.clone(),
+            options: options.clone(),
+            rows,
+            bytes_done: Arc::clone(bytes_done),
+        };
+        records.skip_to(first)?;
+        Ok(records)
+    }
+
+    /// The next record; blank lines are none. `None` at the end of the file.
+    pub(super) fn next(&mut self) -> Result<Option<FileRecord>, FilesError> {
+        loop {
+            let Some((index, raw)) = self.next_raw()? else {
+                return Ok(None);
+            };
+            let (value, tree) = match (&self.rows, raw) {
+                (
+                    Rows::Csv {
+                        header, delimiter, ..
+                    },
+                    Content::Raw(raw),
+                ) => {
+                    if raw.bytes.iter().all(u8::is_ascii_whitespace) {
+                        continue;
+                    }
+                    match object_of_row(&raw, header, *delimiter) {
+                        Some(object) => (object.to_string().into_bytes(), Some(object)),
+                        None => (raw.bytes, None),
+                    }
+                }
+                (_, Content::Raw(raw)) => {
+                    let text = raw
+                        .bytes
+                        .strip_prefix(b"\xef\xbb\xbf")
+                        .unwrap_or(&raw.bytes);
+                    if text.iter().all(u8::is_ascii_whitespace) {
+                        continue;
+                    }
+                    if index == 0 && is_start_of_array(text) {
+                        return Err(FilesError::JsonArray(self.path.clone()));
+                    }
+                    let read = !raw.cut && !self.options.timestamp_field.is_empty();
+                    let tree = read.then(|| serde_json::from_slice(text).ok()).flatten();
+                    (raw.bytes, tree)
+                }
+                (_, Content::Object(object)) => (object.to_string().into_bytes(), Some(object)),
+            };
+            let mut value = value;
+            value.truncate(self.options.max_value_bytes.saturating_add(1));
+            let timestamp_ms = tree.and_then(|tree| age(&tree, &self.options.timestamp_field));
+            return Ok(Some(FileRecord {
+                index,
+                value,
+                timestamp_ms,
+            }));
+        }
+    }
+
+    fn next_raw(&mut self) -> Result<Option<(i64, Content)>, FilesError> {
+        match &mut self.rows {
+            Rows::Lines {
+                splitter,
+                next_index,
+            }
+            | Rows::Csv {
+                splitter,
+                next_index,
+                ..
+            } => {
+                let raw = splitter
+                    .next()
+                    .map_err(|error| FilesError::read(&self.path, &error))?;
+                let index = *next_index;
+                *next_index += 1;
+                Ok(raw.map(|raw| (index, Content::Raw(raw))))
+            }
+            Rows::Parquet { rows, before } => {
+                let row = rows.next()?;
+                let done = rows.bytes_done();
+                self.bytes_done
+                    .fetch_add(done.saturating_sub(*before), Ordering::Relaxed);
+                *before = done;
+                Ok(row.map(|(index, object)| (index, Content::Object(object))))
+            }
+        }
+    }
+
+    /// Passes over what an earlier run has done.
+    fn skip_to(&mut self, first: i64) -> Result<(), FilesError> {
+        while let Rows::Lines { next_index, .. } | Rows::Csv { next_index, .. } = &self.rows {
+            if *next_index >= first || self.next_raw()?.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Content {
+    Raw(Raw),
+    Object(Value),
+}
+
+/// A file with one JSON array over many lines would be one bad record a line.
+fn is_start_of_array(first_line: &[u8]) -> bool {
+    matches!(first_line.trim_ascii(), b"[" | b"[{")
+}
+
+/// The names of the columns; those without one are numbered.
+fn header_names(raw: Raw, delimiter: u8) -> Option<Vec<String>> {
+    let bytes = raw
+        .bytes
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(&raw.bytes);
+    if raw.cut || bytes.iter().all(u8::is_ascii_whitespace) {
+        return None;
+    }
+    let names = cells(bytes, delimiter)?;
+    let named = names
+        .into_iter()
+        .enumerate()
+        .map(|(index, name)| match name.trim() {
+            "" => format!("column_{}", index + 1),
+            name => name.to_owned(),
+        });
+    Some(named.collect())
+}
+
+/// A row as an object of texts, without its empty cells; `None` when it does not fit the header.
+fn object_of_row(raw: &Raw, header: &[String], delimiter: u8) -> Option<Value> {
+    if raw.cut {
+        return None;
+    }
+    let cells = cells(&raw.bytes, delimiter)?;
+    if cells.len() != header.len() {
+        return None;
+    }
+    let filled = header
+        .iter()
+        .cloned()
+        .zip(cells)
+        .filter(|(_, cell)| !cell.is_empty());
+    Some(Value::Object(
+        filled
+            .map(|(name, cell)| (name, Value::String(cell)))
+            .collect::<Map<_, _>>(),
+    ))
+}
+
+fn cells(row: &[u8], delimiter: u8) -> Option<Vec<String>> {
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .delimiter(delimiter)
+        .buffer_capacity(row.len().clamp(64, 8 << 10))
+        .from_reader(row);
+    let record = reader.records().next()?.ok()?;
+    Some(record.iter().map(str::to_owned).collect())
+}
+
+/// A record's age in milliseconds since the epoch, where it says one that can be read.
+fn age(record: &Value, pointer: &str) -> Option<i64> {
+    if pointer.is_empty() {
+        return None;
+    }
+    let time = match record.pointer(pointer)? {
+        Value::String(text) => timestamp::parse(text, &TimeZone::UTC)?,
+        Value::Number(number) => timestamp::from_epoch(number)?,
+        _ => return None,
+    };
+    Some(time.as_millisecond())
+}

@@ -1,0 +1,486 @@
+//! Every format in, every record accounted for, and a job that goes on where it was.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::time::Duration;
+
+use ::parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, Int64Type};
+use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::schema::parser::parse_message_type;
+use serde_json::{Value, json};
+
+use super::*;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        fs::write(self.path(name), bytes).unwrap();
+        self.path(name)
+    }
+
+    fn options(&self, inputs: &[PathBuf]) -> FilesOptions {
+        FilesOptions {
+            inputs: inputs.to_vec(),
+            job: "nightly".to_owned(),
+            fingerprint: "f".to_owned(),
+            max_value_bytes: 1024,
+            settings: BackfillSettings {
+                timestamp_field: "/at".to_owned(),
+                state_dir: self.path("state"),
+            },
+        }
+    }
+}
+
+/// What a whole run delivers, in order.
+#[derive(Debug, Default)]
+struct Delivered {
+    assigned: Vec<TopicPartition>,
+    records: Vec<SourceRecord>,
+    failure: Option<String>,
+}
+
+impl Delivered {
+    fn of(source: &FilesSource) -> Self {
+        let mut delivered = Self::default();
+        let events = source.events();
+        loop {
+            match events.recv_timeout(Duration::from_secs(20)).unwrap() {
+                SourceEvent::Assigned { partitions, .. } => delivered.assigned = partitions,
+                SourceEvent::Records(records) => {
+                    assert!(!records.is_empty());
+                    delivered.records.extend(records);
+                }
+                SourceEvent::Ended => return delivered,
+                SourceEvent::Failed(error) => {
+                    delivered.failure = Some(error.to_string());
+                    return delivered;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn values(&self) -> Vec<String> {
+        let text = |record: &SourceRecord| {
+            String::from_utf8_lossy(record.value.as_deref().unwrap()).into_owned()
+        };
+        self.records.iter().map(text).collect()
+    }
+
+    fn json(&self) -> Vec<Value> {
+        self.values()
+            .iter()
+            .map(|text| serde_json::from_str(text).unwrap())
+            .collect()
+    }
+
+    fn offsets(&self) -> Vec<i64> {
+        self.records
+            .iter()
+            .map(|record| record.position.offset)
+            .collect()
+    }
+}
+
+fn read(folder: &Folder, inputs: &[PathBuf]) -> Delivered {
+    Delivered::of(&FilesSource::start(&folder.options(inputs)).unwrap())
+}
+
+fn commit_all(source: &FilesSource, delivered: &Delivered) {
+    let offsets: Vec<_> = delivered
+        .records
+        .iter()
+        .map(|record| CommitOffset {
+            partition: record.position.partition.clone(),
+            next_offset: record.position.offset + 1,
+            generation: record.generation,
+        })
+        .collect();
+    source.commit(&offsets, CommitMode::Wait).unwrap();
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+const LINES: &str = "{\"id\":\"a\",\"at\":\"2026-01-31T08:00:00Z\"}\r\n\n{\"id\":\"b\",\"at\":1769846400500}\n  \n{\"id\":\"c\"}";
+
+#[test]
+fn lines_of_every_compression_say_the_same() {
+    let folder = Folder::new();
+    let two_members = [gzip(&LINES.as_bytes()[..50]), gzip(&LINES.as_bytes()[50..])].concat();
+    let zstd = zstd::encode_all(LINES.as_bytes(), 1).unwrap();
+    for file in [
+        folder.write("a.jsonl", LINES),
+        folder.write("a.ndjson.gz", two_members),
+        folder.write("a.json.zst", zstd),
+    ] {
+        let delivered = read(&folder, std::slice::from_ref(&file));
+        assert_eq!(delivered.offsets(), [0, 2, 4], "{}", file.display());
+        assert_eq!(delivered.values()[2], "{\"id\":\"c\"}");
+        let ages: Vec<_> = delivered
+            .records
+            .iter()
+            .map(|record| record.timestamp_ms)
+            .collect();
+        assert_eq!(
+            ages,
+            [Some(1_769_846_400_000), Some(1_769_846_400_500), None]
+        );
+        let partition = &delivered.records[0].position.partition;
+        assert_eq!(&*partition.topic, format!("file:{}", file.display()));
+        assert_eq!(partition.partition, TopicPartition::NO_PARTITION);
+        assert_eq!(delivered.assigned, std::slice::from_ref(partition));
+    }
+}
+
+#[test]
+fn bad_lines_are_delivered_as_they_are_and_long_ones_bounded() {
+    let folder = Folder::new();
+    let mut bytes = b"not json\n\xff\xfe\n".to_vec();
+    bytes.extend(vec![b'x'; 5_000_000]);
+    bytes.extend(b"\n{\"id\":\"after\"}\n");
+    let delivered = read(&folder, &[folder.write("a.jsonl", bytes)]);
+    assert_eq!(delivered.failure, None);
+    assert_eq!(
+        delivered.records[0].value.as_deref(),
+        Some(&b"not json"[..])
+    );
+    assert_eq!(
+        delivered.records[1].value.as_deref(),
+        Some(&b"\xff\xfe"[..])
+    );
+    assert_eq!(
+        delivered.records[2].value.as_ref().map(Vec::len),
+        Some(1025)
+    );
+    assert_eq!(delivered.values()[3], "{\"id\":\"after\"}");
+}
+
+#[test]
+fn rows_of_a_csv_are_objects() {
+    let folder = Folder::new();
+    let csv = "\u{feff}id,title,,at\r\n1,\"逗号,与\"\"引号\"\"\",x,2026-01-31\r\n2,\"两\n行\",,\n\n3,too,few\n4,\"\"\"\",,1769846400\n";
+    let delivered = read(&folder, &[folder.write("a.csv", csv)]);
+    assert_eq!(delivered.offsets(), [0, 1, 3, 4]);
+    assert_eq!(
+        serde_json::from_str::<Value>(&delivered.values()[0]).unwrap(),
+        json!({"id": "1", "title": "逗号,与\"引号\"", "column_3": "x", "at": "2026-01-31"})
+    );
+    assert_eq!(
+        serde_json::from_str::<Value>(&delivered.values()[1]).unwrap(),
+        json!({"id": "2", "title": "两\n行"})
+    );
+    assert_eq!(delivered.values()[2], "3,too,few");
+    assert_eq!(delivered.records[3].timestamp_ms, Some(1_769_846_400_000));
+    let tsv = read(&folder, &[folder.write("a.tsv", "id\ttitle\n1\t标,题\n")]);
+    assert_eq!(tsv.json(), [json!({"id": "1", "title": "标,题"})]);
+}
+
+#[test]
+fn a_quote_that_never_closes_is_one_bounded_record() {
+    let folder = Folder::new();
+    let csv = format!("id,title\n1,\"open\n{}", "2,row\n".repeat(10_000));
+    let delivered = read(&folder, &[folder.write("a.csv", csv)]);
+    assert_eq!(delivered.records.len(), 1);
+    assert_eq!(
+        delivered.records[0].value.as_ref().map(Vec::len),
+        Some(1025)
+    );
+}
+
+/// Writes `groups` row groups of two rows each; ids count up.
+fn parquet_file(folder: &Folder, name: &str, groups: i64) -> PathBuf {
+    let schema = "message m { required binary id (UTF8); optional binary title (UTF8);
+        required int64 at (TIMESTAMP(NANOS,true)); required double score; required boolean seen; }";
+    let path = folder.path(name);
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer =
+        SerializedFileWriter::new(File::create(&path).unwrap(), schema, Arc::default()).unwrap();
+    for group in 0..groups {
+        let ids: Vec<ByteArray> = (0..2)
+            .map(|row| ByteArray::from(format!("p{}", group * 2 + row).as_str()))
+            .collect();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&ids, None, None)
+            .unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let title = [ByteArray::from("标题")];
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&title, Some(&[1, 0]), None)
+            .unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let times = [1_769_846_400_123_000_000, 0];
+        column
+            .typed::<Int64Type>()
+            .write_batch(&times, None, None)
+            .unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<DoubleType>()
+            .write_batch(&[0.5, f64::NAN], None, None)
+            .unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<BoolType>()
+            .write_batch(&[true, false], None, None)
+            .unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+    path
+}
+
+#[test]
+fn rows_of_a_parquet_file_are_objects() {
+    let folder = Folder::new();
+    let delivered = read(&folder, &[parquet_file(&folder, "a.parquet", 3)]);
+    assert_eq!(delivered.failure, None);
+    assert_eq!(delivered.offsets(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(
+        delivered.json()[..2],
+        [
+            json!({"id": "p0", "title": "标题", "at": "2026-01-31T08:00:00.123Z", "score": 0.5, "seen": true}),
+            json!({"id": "p1", "title": null, "at": "1970-01-01T00:00:00Z", "score": null, "seen": false}),
+        ]
+    );
+    assert_eq!(delivered.records[0].timestamp_ms, Some(1_769_846_400_123));
+    assert_eq!(delivered.json()[5]["id"], "p5");
+}
+
+#[test]
+fn damaged_files_fail_with_their_name_after_what_is_sound() {
+    let folder = Folder::new();
+    let sound = parquet_file(&folder, "a.parquet", 3);
+    let bytes = fs::read(&sound).unwrap();
+    let mut hits = 0;
+    for at in (0..bytes.len()).step_by(31) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0xff;
+        let path = folder.write("damaged.parquet", damaged);
+        // Whatever was hit: records or one error that names the file, never a panic or a hang.
+        if let Some(message) = read(&folder, std::slice::from_ref(&path)).failure {
+            assert!(message.contains("damaged.parquet"), "{message}");
+            hits += 1;
+        }
+    }
+    assert!(hits > 0);
+    let gz = gzip(&"{\"id\":1}\n".repeat(20_000).into_bytes());
+    let cut = folder.write("cut.jsonl.gz", &gz[..gz.len() / 2]);
+    let delivered = read(&folder, &[cut]);
+    assert!(delivered.failure.unwrap().contains("cut.jsonl.gz"));
+    assert!(!delivered.records.is_empty());
+    let array = read(
+        &folder,
+        &[folder.write("array.json", "[\n{\"id\":1},\n{\"id\":2}\n]\n")],
+    );
+    assert!(array.failure.unwrap().contains("jq"));
+    let empty = read(&folder, &[folder.write("empty.csv", "")]);
+    assert!(empty.failure.unwrap().contains("header"));
+}
+
+#[test]
+fn an_unfinished_job_goes_on_where_it_was() {
+    let folder = Folder::new();
+    let lines: String = (0..1000)
+        .map(|i| format!("{{\"id\":\"l{i}\"}}\n"))
+        .collect();
+    let inputs = [
+        folder.write("a.jsonl", &lines),
+        folder.write("b.jsonl.gz", gzip(lines.as_bytes())),
+        folder.write("c.csv", "id,title\n1,a\n2,b\n3,c\n"),
+        parquet_file(&folder, "d.parquet", 4),
+    ];
+    let options = folder.options(&inputs);
+    {
+        let source = FilesSource::start(&options).unwrap();
+        let delivered = Delivered::of(&source);
+        assert_eq!(delivered.records.len(), 1000 + 1000 + 3 + 8);
+        let next = [1000, 400, 2, 5];
+        let offsets: Vec<_> = delivered
+            .assigned
+            .iter()
+            .zip(next)
+            .map(|(partition, next_offset)| CommitOffset {
+                partition: partition.clone(),
+                next_offset,
+                generation: GENERATION,
+            })
+            .collect();
+        source.commit(&offsets, CommitMode::Background).unwrap();
+        let stale = CommitOffset {
+            generation: Generation(9),
+            next_offset: 999,
+            ..offsets[1].clone()
+        };
+        source.commit(&[stale], CommitMode::Background).unwrap();
+        assert!(!source.is_finished());
+    }
+    let source = FilesSource::start(&options).unwrap();
+    let delivered = Delivered::of(&source);
+    assert_eq!(delivered.assigned.len(), 3, "the first file is done");
+    assert_eq!(delivered.values()[0], "{\"id\":\"l400\"}");
+    assert_eq!(delivered.json()[600], json!({"id": "3", "title": "c"}));
+    assert_eq!(delivered.json()[601]["id"], "p5");
+    assert_eq!(delivered.records.len(), 600 + 1 + 3);
+    let progress = source.progress();
+    assert_eq!(progress.resumed_records, 1407);
+    assert_eq!((progress.files_done, progress.files_total), (3, 3));
+    assert_eq!(progress.records, 604);
+    commit_all(&source, &delivered);
+    source.close();
+    assert!(source.is_finished());
+    drop(source);
+    assert_eq!(
+        read(&folder, &inputs).records.len(),
+        2011,
+        "a finished job starts anew"
+    );
+}
+
+#[test]
+fn another_fingerprint_name_or_file_is_another_job() {
+    let folder = Folder::new();
+    let input = folder.write("a.jsonl", LINES);
+    let options = folder.options(std::slice::from_ref(&input));
+    let first = |options: &FilesOptions| {
+        let source = FilesSource::start(options).unwrap();
+        let delivered = Delivered::of(&source);
+        let offset = CommitOffset {
+            partition: delivered.assigned[0].clone(),
+            next_offset: 1,
+            generation: GENERATION,
+        };
+        source.commit(&[offset], CommitMode::Wait).unwrap();
+        delivered.offsets()[0]
+    };
+    assert_eq!(first(&options), 0);
+    assert_eq!(first(&options), 2);
+    assert_eq!(
+        first(&FilesOptions {
+            fingerprint: "g".to_owned(),
+            ..options.clone()
+        }),
+        0
+    );
+    assert_eq!(
+        first(&FilesOptions {
+            job: "other".to_owned(),
+            ..options.clone()
+        }),
+        0
+    );
+    fs::write(&input, format!("{LINES}\n{{\"id\":\"d\"}}")).unwrap();
+    assert_eq!(first(&options), 0, "the file has changed");
+}
+
+#[test]
+fn a_job_is_worked_on_by_one_process() {
+    let folder = Folder::new();
+    let options = folder.options(&[folder.write("a.jsonl", LINES)]);
+    let source = FilesSource::start(&options).unwrap();
+    assert!(matches!(
+        FilesSource::start(&options),
+        Err(FilesError::Busy(_))
+    ));
+    drop(source);
+    FilesSource::start(&options).unwrap();
+}
+
+#[test]
+fn a_broken_state_is_named() {
+    let folder = Folder::new();
+    let options = folder.options(&[folder.write("a.jsonl", LINES)]);
+    {
+        let source = FilesSource::start(&options).unwrap();
+        let delivered = Delivered::of(&source);
+        let partition = delivered.assigned[0].clone();
+        let offset = CommitOffset {
+            partition,
+            next_offset: 1,
+            generation: GENERATION,
+        };
+        source.commit(&[offset], CommitMode::Wait).unwrap();
+    }
+    let mut states: Vec<_> = fs::read_dir(folder.path("state"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    states.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "json")
+    });
+    assert_eq!(states.len(), 1);
+    fs::write(&states[0], "{").unwrap();
+    let error = FilesSource::start(&options).unwrap_err();
+    assert!(error.to_string().contains("nightly"), "{error}");
+}
+
+#[test]
+fn what_is_appended_later_belongs_to_a_later_job() {
+    let folder = Folder::new();
+    let line = "{\"id\":\"a\"}\n";
+    let path = folder.write("a.jsonl", line.repeat(200_000));
+    let source = FilesSource::start(&folder.options(std::slice::from_ref(&path))).unwrap();
+    // The reader waits for room in the channel long before the end of the file.
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(line.repeat(1000).as_bytes()).unwrap();
+    let delivered = Delivered::of(&source);
+    assert_eq!(delivered.records.len(), 200_000);
+    let progress = source.progress();
+    assert_eq!(progress.bytes_done, progress.bytes_total);
+}
+
+#[test]
+fn a_stop_ends_the_reading_although_nobody_takes_the_events() {
+    let folder = Folder::new();
+    let path = folder.write("a.jsonl", "{\"id\":\"a\"}\n".repeat(100_000));
+    let source = FilesSource::start(&folder.options(&[path])).unwrap();
+    while source.progress().records == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    source.stop();
+    source.close();
+    assert!(source.progress().records < 10_000);
+    assert!(!source.is_finished());
+}
+
+#[test]
+fn the_documented_defaults_are_the_real_ones() {
+    #[derive(serde::Deserialize)]
+    struct Part {
+        backfill: BackfillSettings,
+    }
+    let part: Part = toml::from_str(include_str!("../../../config/parts/backfill.toml")).unwrap();
+    assert_eq!(part.backfill, BackfillSettings::default());
+    let mut violations = Vec::new();
+    part.backfill.validate(&mut violations);
+    assert_eq!(violations, []);
+    let wrong = BackfillSettings {
+        timestamp_field: "at".to_owned(),
+        state_dir: PathBuf::new(),
+    };
+    wrong.validate(&mut violations);
+    assert_eq!(violations.len(), 2);
+}
