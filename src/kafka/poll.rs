@@ -218,7 +218,7 @@ impl PollThread {
         };
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset => {
-                self.recover_offsets()
+                self.recover_offsets();
             }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 if self.says(code) {

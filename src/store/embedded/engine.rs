@@ -45,6 +45,10 @@ struct Limits {
     graph_from_points: usize,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one state, and it is open nearly always"
+)]
 enum State {
     /// The collection has not been created.
     Absent,
