@@ -90,7 +90,7 @@ impl Records {
                 let header = splitter
                     .next()
                     .map_err(|error| FilesError::read(&input.path, &error))?;
-                let header = header_names(header.unwrap_or_default(), delimiter)
+                let header = header_names(&header.unwrap_or_default(), delimiter)
                     .ok_or_else(|| FilesError::NoHeader(input.path.clone()))?;
                 Rows::Csv {
                     splitter,
