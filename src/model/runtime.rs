@@ -256,8 +256,10 @@ pub enum RuntimeError {
     },
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #![cfg(target_os = "linux")]
+
     use super::*;
 
     fn touch(root: &Path, name: &str) -> PathBuf {

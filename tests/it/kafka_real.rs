@@ -351,7 +351,7 @@ async fn what_kafka_refuses_for_its_size_is_cut_and_spooled() {
     let dead = unique("dead");
     let (topic, servers) = (dead.clone(), kafka.bootstrap_servers().to_owned());
     tokio::task::spawn_blocking(move || {
-        kafka.create_topic(&topic, 1, &[("max.message.bytes", "100000")])
+        kafka.create_topic(&topic, 1, &[("max.message.bytes", "100000")]);
     })
     .await
     .unwrap();

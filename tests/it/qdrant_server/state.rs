@@ -171,6 +171,7 @@ impl Collection {
 }
 
 /// The engine's error as the server words it.
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
 pub(crate) fn status(error: OperationError) -> Status {
     match &error {
         OperationError::ServiceError { .. } | OperationError::InconsistentStorage { .. } => {
