@@ -10,10 +10,9 @@ use crossbeam_channel::{Sender, TrySendError};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::topic_partition_list::Offset;
 
 use super::client;
-use super::rebalance::{GroupConsumer, Phase, Shared};
+use super::rebalance::{self, GroupConsumer, Phase, Shared};
 use super::start::{self, Start};
 use crate::document::{RecordPosition, TopicPartition};
 use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
@@ -284,21 +283,21 @@ impl PollThread {
                 return;
             }
         };
-        for (partition, start) in starts {
-            let known = wanted.get(&partition).copied();
-            let offset = match start {
-                // A partition that is where it should be needs no seek.
-                Start::At(offset) if known == Some(offset) => continue,
-                Start::At(offset) => Offset::Offset(offset),
-                Start::Beginning => Offset::Beginning,
-            };
-            let TopicPartition { topic, partition } = &partition;
-            if let Err(error) = self
-                .consumer
-                .seek(topic, *partition, offset, Duration::ZERO)
-            {
-                tracing::warn!(%error, topic = &**topic, partition, "seek failed");
-            }
+        // A partition that is where it should be is left alone.
+        let stays = |(partition, start): &(TopicPartition, Start)| match start {
+            Start::At(offset) => wanted.get(partition) == Some(offset),
+            Start::Beginning => false,
+        };
+        let moves: Vec<_> = starts
+            .iter()
+            .filter(|start| !stays(start))
+            .cloned()
+            .collect();
+        if let Err(error) = rebalance::begin_anew(&self.consumer, &moves, &starts) {
+            tracing::warn!(%error, "partitions could not be read from where they should be");
+        }
+        if self.shared.desk.lock().paused {
+            self.pause_all();
         }
     }
 

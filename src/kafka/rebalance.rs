@@ -331,6 +331,34 @@ impl Callbacks {
     }
 }
 
+/// Lets the client begin anew in partitions that it has given up on: it does not seek in those.
+/// Where the protocol knows no increments all partitions are assigned again, each where it stands.
+pub(super) fn begin_anew(
+    consumer: &GroupConsumer,
+    moves: &[(TopicPartition, Start)],
+    all: &[(TopicPartition, Start)],
+) -> KafkaResult<()> {
+    let cooperative = matches!(
+        consumer.rebalance_protocol(),
+        RebalanceProtocol::Cooperative
+    );
+    let starts = if cooperative { moves } else { all };
+    let partitions: Vec<TopicPartition> = starts.iter().map(|(p, _)| p.clone()).collect();
+    if partitions.is_empty() {
+        return Ok(());
+    }
+    let starts: HashMap<_, _> = starts.iter().cloned().collect();
+    if cooperative {
+        consumer.incremental_unassign(&start::list(&partitions))?;
+    }
+    assign(consumer, &partitions, |partition| {
+        match starts.get(partition) {
+            Some(Start::At(offset)) => Offset::Offset(*offset),
+            Some(Start::Beginning) | None => Offset::Beginning,
+        }
+    })
+}
+
 fn assign(
     consumer: &GroupConsumer,
     partitions: &[TopicPartition],
