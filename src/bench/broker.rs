@@ -48,7 +48,7 @@ enum Answer {
 /// # Errors
 /// When the broker cannot be started or the parent does not listen.
 pub fn serve() -> Result<(), BenchError> {
-    let broker = EmbeddedBroker::start(1).map_err(BenchError::setup)?;
+    let broker = EmbeddedBroker::start(&[]).map_err(BenchError::setup)?;
     say(&Answer::Brokers(broker.bootstrap_servers().to_owned()))?;
     for line in io::stdin().lock().lines() {
         let line = line.map_err(BenchError::setup)?;
@@ -76,7 +76,7 @@ fn fill(broker: &EmbeddedBroker, wish: &Fill) -> Result<usize, BenchError> {
     broker
         .create_topic(&wish.topic, wish.partitions)
         .map_err(BenchError::setup)?;
-    let producer = SampleProducer::new(broker.bootstrap_servers()).map_err(BenchError::setup)?;
+    let producer = SampleProducer::new(&broker.bootstrap_servers()).map_err(BenchError::setup)?;
     let mut records = Vec::with_capacity(wish.documents);
     for (document, partition) in corpus::documents(mix, wish.documents, wish.seed)
         .iter()

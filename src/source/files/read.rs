@@ -221,7 +221,7 @@ fn is_start_of_array(first_line: &[u8]) -> bool {
 fn header_names(raw: &Raw, cells: &mut CellReader) -> Option<Vec<String>> {
     let bytes = raw
         .bytes
-        .strip_prefix(b"\xef\xbb\xbf")
+        .strip_prefix(BYTE_ORDER_MARK)
         .unwrap_or(&raw.bytes);
     if raw.cut || bytes.iter().all(u8::is_ascii_whitespace) {
         return None;
