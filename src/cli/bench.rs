@@ -138,14 +138,28 @@ fn write_picture(arguments: &Arguments, report: &Report) -> Result<(), Failure> 
     written
         .and_then(|()| std::fs::write(&arguments.picture, bench::picture(report)))
         .map_err(|error| {
-            Failure::failed(format!("{} cannot be written: {error}", arguments.picture.display()))
+            Failure::failed(format!(
+                "{} cannot be written: {error}",
+                arguments.picture.display()
+            ))
         })
 }
 
 fn show(report: &Report, arguments: &Arguments) -> Result<(), Failure> {
-    output::line(format!("{} ({}) on {}", report.model, report.precision, report.device))?;
+    output::line(format!(
+        "{} ({}) on {}",
+        report.model, report.precision, report.device
+    ))?;
     let mut table = output::table(&[
-        "", "documents/s", "tokens/s", "ceiling", "ratio", "padding", "p50 ms", "p99 ms", "peak MiB",
+        "",
+        "documents/s",
+        "tokens/s",
+        "ceiling",
+        "ratio",
+        "padding",
+        "p50 ms",
+        "p99 ms",
+        "peak MiB",
     ]);
     for (name, mix) in &report.mixes {
         table.add_row(vec![

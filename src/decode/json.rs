@@ -24,6 +24,9 @@ enum Target {
     Inside(Vec<(Field, Vec<String>)>),
 }
 
+/// Name of a top-level value, and the fields inside it, each behind its steps.
+type Nested = (String, Vec<(Field, Vec<String>)>);
+
 /// Compiled pointers.
 #[derive(Debug, Clone)]
 pub(super) struct Mapping {
@@ -39,7 +42,7 @@ impl Mapping {
         keep_unmapped: bool,
     ) -> Result<Self, Vec<Violation>> {
         let mut violations = Vec::new();
-        let mut inside: Vec<(String, Vec<(Field, Vec<String>)>)> = Vec::new();
+        let mut inside: Vec<Nested> = Vec::new();
         for field in Field::ALL {
             let pointer = field.configured(pointers);
             if pointer.is_empty() {
@@ -240,9 +243,7 @@ fn pick(
         fields.set(*field, value);
     }
     for (_, path) in wanted {
-        let Some((last, parents)) = path.split_last() else {
-            return None;
-        };
+        let (last, parents) = path.split_last()?;
         // Entries of arrays stay: taking one out would move the others.
         let parent = parents
             .iter()

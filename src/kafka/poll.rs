@@ -30,8 +30,6 @@ const PAUSE_AFTER: Duration = Duration::from_millis(100);
 const ROOM_CHECK: Duration = Duration::from_millis(2);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
-/// How long leaving the group may take before the thread is left behind.
-pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(8);
 
 pub(super) struct PollThread {
     pub(super) consumer: Arc<GroupConsumer>,
@@ -61,7 +59,8 @@ impl PollThread {
         }
     }
 
-    /// Polls until the source is closed, then leaves the group.
+    /// Polls until the source is closed. Dropping the client then leaves the group: it polls on until
+    /// that is done.
     pub(super) fn run(mut self) {
         while self.shared.phase() != Phase::Closing {
             if !self.shared.delivers() {
@@ -92,7 +91,6 @@ impl PollThread {
             self.pass_on(idle);
             self.look_for_the_end();
         }
-        self.leave();
     }
 
     /// Stops fetching for good while staying a member.
@@ -220,7 +218,7 @@ impl PollThread {
         };
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset => {
-                self.recover_offsets()
+                self.recover_offsets();
             }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 if self.says(code) {
@@ -308,18 +306,6 @@ impl PollThread {
     fn look_for_the_end(&mut self) {
         if self.shared.ends.is_empty() || self.said_ended {
             return;
-        }
-    }
-
-    /// Leaves the group, within a bound.
-    fn leave(&self) {
-        let started = Instant::now();
-        if let Err(error) = self.consumer.close_queue() {
-            tracing::warn!(%error, "the group could not be left");
-            return;
-        }
-        while !self.consumer.closed() && started.elapsed() < CLOSE_WITHIN {
-            self.consumer.poll(POLL_WAIT);
         }
     }
 }

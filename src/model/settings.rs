@@ -176,12 +176,12 @@ mod tests {
         struct Part {
             model: toml::Table,
         }
-        let text = include_str!("../../config/parts/model.toml");
+        let text = include_str!("../../config/default.toml");
         let part: Part = toml::from_str(text).unwrap();
         let keys = part.model.len();
         let settings: ModelSettings = part.model.try_into().unwrap();
         assert_eq!(settings, ModelSettings::default());
-        assert_eq!(keys, 10, "a key is missing in config/parts/model.toml");
+        assert_eq!(keys, 10, "a key is missing in config/default.toml");
     }
 
     #[test]

@@ -3,8 +3,12 @@
 // Tests say what they expect by unwrapping it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod apache_kafka;
 mod dead_letters;
+mod fuzz;
 mod goldens;
+mod kafka_reader;
+mod kafka_real;
 mod kafka_source;
 mod pipeline;
 mod process;

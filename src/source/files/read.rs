@@ -90,7 +90,7 @@ impl Records {
                 let header = splitter
                     .next()
                     .map_err(|error| FilesError::read(&input.path, &error))?;
-                let header = header_names(header.unwrap_or_default(), delimiter)
+                let header = header_names(&header.unwrap_or_default(), delimiter)
                     .ok_or_else(|| FilesError::NoHeader(input.path.clone()))?;
                 Rows::Csv {
                     splitter,
@@ -214,7 +214,7 @@ fn is_start_of_array(first_line: &[u8]) -> bool {
 }
 
 /// The names of the columns; those without one are numbered.
-fn header_names(raw: Raw, delimiter: u8) -> Option<Vec<String>> {
+fn header_names(raw: &Raw, delimiter: u8) -> Option<Vec<String>> {
     let bytes = raw
         .bytes
         .strip_prefix(b"\xef\xbb\xbf")

@@ -472,7 +472,7 @@ fn the_documented_defaults_are_the_real_ones() {
     struct Part {
         backfill: BackfillSettings,
     }
-    let part: Part = toml::from_str(include_str!("../../../config/parts/backfill.toml")).unwrap();
+    let part: Part = toml::from_str(include_str!("../../../config/default.toml")).unwrap();
     assert_eq!(part.backfill, BackfillSettings::default());
     let mut violations = Vec::new();
     part.backfill.validate(&mut violations);

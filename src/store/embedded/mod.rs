@@ -18,6 +18,7 @@ use crate::store::{
     StoreError, StoreSettings,
 };
 
+mod collection;
 mod convert;
 mod engine;
 mod folder;
