@@ -90,12 +90,6 @@ pub(super) fn report(faults: &Faults, error: &KafkaError, reason: &str) {
     });
 }
 
-/// The offset at which a partition ended, out of the client's words for it.
-pub(super) fn log_end(reason: &str) -> Option<i64> {
-    let (_, rest) = reason.split_once("at offset ")?;
-    rest.split(' ').next()?.parse().ok()
-}
-
 /// Whether trying again cannot help: a matter of rights, credentials or settings.
 pub(super) fn is_permanent(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
@@ -135,18 +129,5 @@ pub(super) fn source_error(doing: &str, error: &KafkaError) -> SourceError {
             }
             _ => SourceError::Fatal(text),
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_partition_is_read_out_of_the_clients_words() {
-        let words = "Fetch from broker 1 reached end of partition at offset 42 (HighwaterMark 42)";
-        assert_eq!(log_end(words), Some(42));
-        assert_eq!(log_end("reached the end"), None);
-        assert_eq!(log_end("at offset INVALID (x)"), None);
     }
 }

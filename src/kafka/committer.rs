@@ -12,8 +12,8 @@ use rdkafka::consumer::{CommitMode as ClientCommit, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
+use super::client;
 use super::rebalance::{GroupConsumer, Phase, Shared};
-use super::{client, range};
 use crate::source::{CommitOffset, SourceError};
 
 /// Longest wait for a commit that somebody waits for; the client itself gives up later.
@@ -116,7 +116,6 @@ impl Work {
     fn commit_pending(&self, consumer: &Weak<GroupConsumer>, shared: &Shared) {
         if let Some(consumer) = consumer.upgrade() {
             commit_pending(&consumer, shared);
-            look_at_the_job(&consumer, shared);
         }
     }
 }
@@ -127,12 +126,13 @@ impl Request {
             let desk = shared.desk.lock();
             desk.still_held(&self.offsets, self.with_leaving)
         };
-        let outcome = commit(consumer, shared, &held).map_err(|error| {
+        let outcome = commit(consumer, &held).map_err(|error| {
             shared.counters.commit_failures.add(held.len() as u64);
             client::source_error("offsets were not committed", &error)
         });
         if outcome.is_ok() {
             shared.counters.commits.add(held.len() as u64);
+            shared.desk.lock().commit_succeeded(&held);
         }
         // Whoever asked may have given up.
         let _ = self.reply.send(outcome);
@@ -146,7 +146,7 @@ fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
         let pending = desk.take_pending_commits();
         desk.still_held(&pending, false)
     };
-    let Err(error) = commit(consumer, shared, &pending) else {
+    let Err(error) = commit(consumer, &pending) else {
         shared.counters.commits.add(pending.len() as u64);
         return;
     };
@@ -160,50 +160,18 @@ fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
 }
 
 /// Commits offsets and waits for the broker; nothing to commit is no error.
-fn commit(consumer: &GroupConsumer, shared: &Shared, offsets: &[CommitOffset]) -> KafkaResult<()> {
+fn commit(consumer: &GroupConsumer, offsets: &[CommitOffset]) -> KafkaResult<()> {
     if offsets.is_empty() {
         return Ok(());
     }
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for offset in offsets {
+        let at = Offset::Offset(offset.next_offset);
         let CommitOffset { partition, .. } = offset;
-        let mut element = list.add_partition(&partition.topic, partition.partition);
-        element.set_offset(Offset::Offset(offset.next_offset))?;
-        if let Some(range) = &shared.range {
-            element.set_metadata(range.metadata(partition));
-        }
+        list.add_partition_offset(&partition.topic, partition.partition, at)?;
     }
     match consumer.commit(&list, ClientCommit::Sync) {
-        Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-        Err(error) => return Err(error),
-    }
-    shared.desk.lock().commit_succeeded(offsets);
-    if let Some(range) = &shared.range {
-        for offset in offsets {
-            range.committed(&offset.partition, offset.next_offset);
-        }
-    }
-    Ok(())
-}
-
-/// Brings a bounded source to its end: commits the ends that hold no record, and asks what the
-/// other workers of the job have done.
-fn look_at_the_job(consumer: &GroupConsumer, shared: &Shared) {
-    let Some(range) = &shared.range else {
-        return;
-    };
-    let (ends, all_ended) = {
-        let desk = shared.desk.lock();
-        (desk.ends_to_commit(), desk.all().all(|held| held.ended))
-    };
-    if let Err(error) = commit(consumer, shared, &ends) {
-        tracing::warn!(%error, "the end of a backfill was not committed; trying again");
-    }
-    if !all_ended || range.is_complete() {
-        return;
-    }
-    match range::standings(consumer, &range.partitions()) {
-        Ok(standings) => range.learn(standings),
-        Err(error) => tracing::warn!(%error, "how far the backfill is cannot be asked for"),
+        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
+        answer => answer,
     }
 }

@@ -27,8 +27,6 @@ pub(super) struct Held {
     pub(super) end: Option<i64>,
     /// Whether a bounded source has reached that end.
     pub(super) ended: bool,
-    /// What was committed last under this assignment.
-    pub(super) committed: Option<i64>,
 }
 
 /// The desk itself.
@@ -74,7 +72,6 @@ impl Desk {
                 next: None,
                 end: ends.get(partition).copied(),
                 ended: false,
-                committed: None,
             };
             self.topics
                 .entry(Arc::clone(&partition.topic))
@@ -146,29 +143,6 @@ impl Desk {
         offered.iter().filter(holds).cloned().collect()
     }
 
-    /// Ends partitions whose end has been reached before the first record.
-    pub(super) fn end_at(&mut self, partition: &TopicPartition, begin: i64) {
-        if let Some(held) = self.get_mut(&partition.topic, partition.partition) {
-            held.ended = held.end.is_some_and(|end| begin >= end);
-        }
-    }
-
-    /// Ends of partitions that a bounded source has read to, where everything taken is committed
-    /// but for the offsets at the end that hold no record.
-    pub(super) fn ends_to_commit(&self) -> Vec<CommitOffset> {
-        let due = |held: &&Held| {
-            held.ended && !held.leaving && held.committed < held.end && held.committed >= held.next
-        };
-        let commit = |held: &Held| {
-            Some(CommitOffset {
-                partition: held.partition.clone(),
-                next_offset: held.end?,
-                generation: held.generation,
-            })
-        };
-        self.all().filter(due).filter_map(commit).collect()
-    }
-
     /// Adds offsets to those that wait to be committed; the furthest of a partition counts.
     pub(super) fn add_pending_commits(&mut self, offsets: &[CommitOffset]) {
         for offset in self.still_held(offsets, false) {
@@ -190,15 +164,9 @@ impl Desk {
             .collect()
     }
 
-    /// Notes that offsets were committed; older ones that wait must not follow.
+    /// Notes that offsets were committed past those that wait: the older must not follow.
     pub(super) fn commit_succeeded(&mut self, offsets: &[CommitOffset]) {
         for offset in offsets {
-            let TopicPartition { topic, partition } = &offset.partition;
-            if let Some(held) = self.get_mut(topic, *partition)
-                && held.generation == offset.generation
-            {
-                held.committed = held.committed.max(Some(offset.next_offset));
-            }
             let passed = self
                 .pending_commits
                 .get(&offset.partition)
@@ -316,24 +284,6 @@ mod tests {
         desk.forget(&[partition(0)]);
         desk.assign(&[partition(0)], &HashMap::new());
         assert_eq!(desk.still_held(&offered, false), []);
-    }
-
-    #[test]
-    fn an_end_is_committed_once_all_that_was_taken_is() {
-        let mut desk = desk();
-        let ends = HashMap::from([(partition(0), 10), (partition(1), 0), (partition(2), 5)]);
-        let all = [partition(0), partition(1), partition(2)];
-        let generation = desk.assign(&all, &ends);
-        // The second is empty, the third is still being read.
-        desk.end_at(&partition(1), 0);
-        desk.end_at(&partition(2), 3);
-        let held = desk.get_mut("news", 0).unwrap();
-        (held.next, held.ended) = (Some(8), true);
-        assert_eq!(desk.ends_to_commit(), [offset(1, 0, generation)]);
-        desk.commit_succeeded(&[offset(0, 7, generation), offset(1, 0, generation)]);
-        assert_eq!(desk.ends_to_commit(), []);
-        desk.commit_succeeded(&[offset(0, 8, generation)]);
-        assert_eq!(desk.ends_to_commit(), [offset(0, 10, generation)]);
     }
 
     #[test]

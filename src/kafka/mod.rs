@@ -10,7 +10,6 @@ mod embedded;
 mod inspect;
 mod poll;
 mod properties;
-mod range;
 mod rebalance;
 mod settings;
 mod source;
@@ -26,6 +25,5 @@ pub use embedded::{
 };
 pub use inspect::{GroupPosition, describe_broker, group_positions};
 pub use properties::Properties;
-pub use range::{RangeFrom, RangeJob, RangeMark, RangeProgress, RangeTo};
 pub use settings::{KafkaSettings, OnMissingOffset};
 pub use source::KafkaSource;

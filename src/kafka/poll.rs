@@ -12,7 +12,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use super::client;
-use super::range::Range;
 use super::rebalance::{self, GroupConsumer, Phase, Shared};
 use super::start::{self, Start};
 use crate::document::{RecordPosition, TopicPartition};
@@ -163,11 +162,7 @@ impl PollThread {
             self.shared.counters.dropped.add(1);
             return;
         };
-        held.ended = held.end.is_some_and(|end| offset + 1 >= end);
-        let ended = held.ended.then(|| held.partition.clone());
         if held.end.is_some_and(|end| offset >= end) {
-            drop(desk);
-            ended.iter().for_each(|partition| self.pause_one(partition));
             return;
         }
         held.next = Some(offset + 1);
@@ -185,8 +180,6 @@ impl PollThread {
         self.shared.counters.records.add(1);
         self.shared.counters.bytes.add(record.size_bytes() as u64);
         desk.push(record);
-        drop(desk);
-        ended.iter().for_each(|partition| self.pause_one(partition));
     }
 
     /// Sends the chunk where it is full or nothing more is at hand, and there is room.
@@ -218,10 +211,6 @@ impl PollThread {
     }
 
     fn on_error(&mut self, error: &KafkaError) {
-        if let KafkaError::PartitionEOF(number) = error {
-            self.at_log_end(*number);
-            return;
-        }
         let Some(code) = error.rdkafka_error_code() else {
             tracing::debug!(%error, "kafka client");
             return;
@@ -312,44 +301,10 @@ impl PollThread {
         }
     }
 
-    /// A bounded source has ended when all partitions of its job are committed to their ends.
+    /// A bounded source has ended when every partition it holds has.
     fn look_for_the_end(&mut self) {
-        let complete = self.shared.range.as_ref().is_some_and(Range::is_complete);
-        if complete && !std::mem::replace(&mut self.said_ended, true) {
-            self.consumer.context().announce(SourceEvent::Ended);
-        }
-    }
-
-    /// The client has reached the end of a partition's log. For a bounded source that is the end of
-    /// the partition where nothing but gaps is left below the end that was settled.
-    fn at_log_end(&self, number: i32) {
-        let log_end = *self.shared.log_end.lock();
-        // A bounded source has one topic, so its partitions' numbers name them.
-        let reached = {
-            let mut desk = self.shared.desk.lock();
-            let names = desk.partitions();
-            let name = names.into_iter().find(|name| name.partition == number);
-            name.filter(|name| {
-                let held = desk.get_mut(&name.topic, number);
-                held.is_some_and(|held| {
-                    let reached = held.end.is_some_and(|end| log_end >= Some(end));
-                    held.ended |= reached;
-                    reached
-                })
-            })
-        };
-        if let Some(partition) = reached {
-            self.pause_one(&partition);
-        }
-    }
-
-    fn pause_one(&self, partition: &TopicPartition) {
-        tracing::debug!(%partition, "the end of the partition's range is reached");
-        if let Err(error) = self
-            .consumer
-            .pause(&start::list(std::slice::from_ref(partition)))
-        {
-            tracing::warn!(%error, %partition, "a partition could not be paused");
+        if self.shared.ends.is_empty() || self.said_ended {
+            return;
         }
     }
 }

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bo
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::Offset;
 use rdkafka::types::RDKafkaRespErr;
@@ -20,9 +20,8 @@ use super::client::{self, Faults};
 use super::committer::Committer;
 use super::counters::Counters;
 use super::desk::Desk;
-use super::range::{self, Range};
 use super::start::{self, Start, StartPolicy};
-use crate::document::{Generation, TopicPartition};
+use crate::document::TopicPartition;
 use crate::source::{CommitOffset, SourceError, SourceEvent};
 
 /// How long an event that must get through waits for a pipeline that reads nothing.
@@ -47,14 +46,14 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     pub(super) policy: StartPolicy,
     pub(super) revoke_drain: Duration,
-    /// The job of a bounded source.
-    pub(super) range: Option<Range>,
+    /// Where a bounded source stops; empty for one without end.
+    pub(super) ends: HashMap<TopicPartition, i64>,
+    /// Where a bounded source begins in a partition that its group never committed.
+    pub(super) begins: HashMap<TopicPartition, i64>,
     pub(super) desk: Mutex<Desk>,
     pub(super) faults: Faults,
     pub(super) counters: Counters,
     pub(super) failed: AtomicBool,
-    /// Where the log ended when the client last spoke of an end.
-    pub(super) log_end: Mutex<Option<i64>>,
     phase: AtomicU8,
 }
 
@@ -63,17 +62,18 @@ impl Shared {
         policy: StartPolicy,
         revoke_drain: Duration,
         desk: Desk,
-        range: Option<Range>,
+        begins: HashMap<TopicPartition, i64>,
+        ends: HashMap<TopicPartition, i64>,
     ) -> Self {
         Self {
             policy,
             revoke_drain,
-            range,
+            ends,
+            begins,
             desk: Mutex::new(desk),
             faults: Faults::default(),
             counters: Counters::default(),
             failed: AtomicBool::new(false),
-            log_end: Mutex::new(None),
             phase: AtomicU8::new(Phase::Running as u8),
         }
     }
@@ -97,22 +97,6 @@ impl Shared {
     }
 }
 
-/// Where partitions begin and, in a bounded source, end.
-#[derive(Debug, Default)]
-struct Plan {
-    starts: HashMap<TopicPartition, Offset>,
-    ends: HashMap<TopicPartition, i64>,
-}
-
-impl Plan {
-    fn start(&self, partition: &TopicPartition) -> Offset {
-        self.starts
-            .get(partition)
-            .copied()
-            .unwrap_or(Offset::Stored)
-    }
-}
-
 /// The callbacks of the consumer.
 pub(super) struct Callbacks {
     pub(super) shared: Arc<Shared>,
@@ -130,10 +114,6 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            *self.shared.log_end.lock() = client::log_end(reason);
-            return;
-        }
         client::report(&self.shared.faults, &error, reason);
     }
 
@@ -170,8 +150,8 @@ impl Callbacks {
         partitions: &[TopicPartition],
     ) -> KafkaResult<()> {
         self.shared.counters.rebalances.add(1);
-        let plan = match self.plan(consumer, partitions) {
-            Ok(plan) => plan,
+        let starts = match self.plan(consumer, partitions) {
+            Ok(starts) => starts,
             Err(error) => {
                 self.fail(error);
                 // Assigned but not held: nothing of these partitions is delivered.
@@ -181,7 +161,10 @@ impl Callbacks {
         if partitions.is_empty() || self.shared.phase() == Phase::Closing {
             return assign(consumer, partitions, |_| Offset::Stored);
         }
-        let (generation, silent) = self.hold(partitions, &plan);
+        let (generation, paused) = {
+            let mut desk = self.shared.desk.lock();
+            (desk.assign(partitions, &self.shared.ends), desk.paused)
+        };
         tracing::info!(
             partitions = %named(partitions),
             generation = generation.0,
@@ -191,35 +174,16 @@ impl Callbacks {
             partitions: partitions.to_vec(),
             generation,
         });
-        assign(consumer, partitions, |partition| plan.start(partition))?;
+        assign(consumer, partitions, |partition| {
+            starts.get(partition).copied().unwrap_or(Offset::Stored)
+        })?;
         // A pause outlives neither side's memory of it: say it either way.
-        let mut reading = partitions.to_vec();
-        reading.retain(|partition| !silent.contains(partition));
-        consumer.pause(&start::list(&silent))?;
-        consumer.resume(&start::list(&reading))
-    }
-
-    /// Takes partitions over; says under which generation, and which of them are not to be read now.
-    fn hold(
-        &self,
-        partitions: &[TopicPartition],
-        plan: &Plan,
-    ) -> (Generation, Vec<TopicPartition>) {
-        let mut desk = self.shared.desk.lock();
-        let generation = desk.assign(partitions, &plan.ends);
-        for partition in partitions {
-            if let Offset::Offset(begin) = plan.start(partition) {
-                desk.end_at(partition, begin);
-            }
+        let list = start::list(partitions);
+        if paused || !self.shared.delivers() {
+            consumer.pause(&list)
+        } else {
+            consumer.resume(&list)
         }
-        if desk.paused || !self.shared.delivers() {
-            return (generation, partitions.to_vec());
-        }
-        let ended = desk
-            .all()
-            .filter(|held| held.ended && partitions.contains(&held.partition));
-        let ended = ended.map(|held| held.partition.clone()).collect();
-        (generation, ended)
     }
 
     /// Where to begin. Where the brokers do not answer in time the client is left to ask for the
@@ -228,56 +192,32 @@ impl Callbacks {
         &self,
         consumer: &GroupConsumer,
         partitions: &[TopicPartition],
-    ) -> Result<Plan, SourceError> {
+    ) -> Result<HashMap<TopicPartition, Offset>, SourceError> {
         if partitions.is_empty() {
-            return Ok(Plan::default());
+            return Ok(HashMap::new());
         }
-        let mut last = String::new();
         for _ in 0..PLAN_ATTEMPTS {
-            match self.plan_once(consumer, partitions) {
-                Ok(plan) => return Ok(plan),
+            match start::plan(consumer, partitions, &HashMap::new(), self.shared.policy) {
+                Ok(starts) => {
+                    let offset = |(partition, start): (TopicPartition, Start)| {
+                        let begin = self.shared.begins.get(&partition).copied();
+                        let offset = match (start, begin) {
+                            (Start::At(offset), _) | (Start::Beginning, Some(offset)) => {
+                                Offset::Offset(offset)
+                            }
+                            (Start::Beginning, None) => Offset::Beginning,
+                        };
+                        (partition, offset)
+                    };
+                    return Ok(starts.into_iter().map(offset).collect());
+                }
                 Err(error @ SourceError::Fatal(_)) => return Err(error),
                 Err(SourceError::Transient(reason)) => {
                     tracing::warn!(reason, "the start offsets are not known yet");
-                    last = reason;
                 }
             }
         }
-        if self.shared.range.is_some() {
-            // Without its ends a backfill would not know where to stop.
-            return Err(SourceError::Fatal(last));
-        }
-        Ok(Plan::default())
-    }
-
-    fn plan_once(
-        &self,
-        consumer: &GroupConsumer,
-        partitions: &[TopicPartition],
-    ) -> Result<Plan, SourceError> {
-        let starts = start::plan(consumer, partitions, &HashMap::new(), self.shared.policy)?;
-        let mut plan = Plan {
-            starts: starts
-                .into_iter()
-                .map(|(p, start)| (p, start.into()))
-                .collect(),
-            ends: HashMap::new(),
-        };
-        if let Some(range) = &self.shared.range {
-            let standings = range::standings(consumer, partitions).map_err(|error| {
-                client::source_error("the end of the backfill cannot be read", &error)
-            })?;
-            range.learn(standings);
-            for partition in partitions {
-                // A partition that is no part of the job has nothing to deliver.
-                let end = range.mark(partition).map_or(0, |mark| mark.end);
-                plan.ends.insert(partition.clone(), end);
-                if end == 0 {
-                    plan.starts.insert(partition.clone(), Offset::Offset(0));
-                }
-            }
-        }
-        Ok(plan)
+        Ok(HashMap::new())
     }
 
     /// Lets the pipeline drain partitions that leave, and commits what it hands over.

@@ -1,6 +1,7 @@
 //! The Kafka source: one consumer of a group behind [`Source`]. Starts the poll thread, commits
 //! what is still held, and closes within a bound.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,6 @@ use super::committer::{self, Committer};
 use super::counters::SourceCounters;
 use super::desk::{ChunkBounds, Desk};
 use super::poll::{CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
-use super::range::{self, Range, RangeJob, RangeProgress};
 use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
 use super::start::StartPolicy;
@@ -49,28 +49,14 @@ impl KafkaSource {
     /// # Errors
     /// Fatal where no broker answers in time or a setting or credential is refused.
     pub fn start(settings: &KafkaSettings) -> Result<Self, SourceError> {
-        Self::start_with(settings, None)
+        Self::start_within(settings, HashMap::new(), HashMap::new())
     }
 
-    /// Starts to work on a bounded job, together with all workers that name the same one: an
-    /// unfinished job goes on where it is, a finished one begins anew. [`SourceEvent::Ended`] comes
-    /// when every partition of the job is committed to its end, whichever worker did it; until
-    /// then this worker stays ready to take over what another one leaves.
-    ///
-    /// # Errors
-    /// As [`KafkaSource::start`]; fatal also where there is nothing to read or what is wanted has
-    /// expired.
-    pub fn start_range(settings: &KafkaSettings, job: &RangeJob) -> Result<Self, SourceError> {
-        let settings = range::settings_of(settings, job);
-        let range = range::agree(&settings, job)?;
-        Self::start_with(&settings, Some(range))
-    }
-
-    fn start_with(settings: &KafkaSettings, range: Option<Range>) -> Result<Self, SourceError> {
-        let mut config = settings.consumer_config()?;
-        if range.is_some() {
-            config.set("enable.partition.eof", "true");
-        }
+    pub(super) fn start_within(
+        settings: &KafkaSettings,
+        begins: HashMap<TopicPartition, i64>,
+        ends: HashMap<TopicPartition, i64>,
+    ) -> Result<Self, SourceError> {
         let policy = StartPolicy {
             on_missing: settings.on_missing_offset,
             accept_gap: settings.accept_gap,
@@ -80,7 +66,7 @@ impl KafkaSource {
             bytes: (settings.queue_bytes / QUEUE_CHUNKS).max(1),
         });
         let drain = settings.revoke_drain();
-        let shared = Arc::new(Shared::new(policy, drain, desk, range));
+        let shared = Arc::new(Shared::new(policy, drain, desk, begins, ends));
         let (sender, events) = bounded(QUEUE_CHUNKS + CONTROL_PLACES);
         let (committer, commits) = committer::channel();
         let callbacks = Callbacks {
@@ -89,7 +75,8 @@ impl KafkaSource {
             waiting: events.clone(),
             committer: committer.clone(),
         };
-        let consumer: GroupConsumer = config
+        let consumer: GroupConsumer = settings
+            .consumer_config()?
             .create_with_context(callbacks)
             .map_err(|error| client::source_error("the kafka consumer cannot be set up", &error))?;
         connect(&consumer, &shared, settings)?;
@@ -127,11 +114,6 @@ impl KafkaSource {
     /// What was counted so far.
     pub fn counters(&self) -> SourceCounters {
         self.shared.counters.snapshot()
-    }
-
-    /// How far a bounded job has come; `None` for a source without end.
-    pub fn range_progress(&self) -> Option<RangeProgress> {
-        self.shared.range.as_ref().map(Range::progress)
     }
 
     /// The partitions that are held now.

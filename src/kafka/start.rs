@@ -46,15 +46,6 @@ pub(super) enum Start {
     Beginning,
 }
 
-impl From<Start> for Offset {
-    fn from(start: Start) -> Self {
-        match start {
-            Start::At(offset) => Self::Offset(offset),
-            Start::Beginning => Self::Beginning,
-        }
-    }
-}
-
 /// Records that are gone before they could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Gap {
