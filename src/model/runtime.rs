@@ -257,9 +257,8 @@ pub enum RuntimeError {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
-    #![cfg(target_os = "linux")]
-
     use super::*;
 
     fn touch(root: &Path, name: &str) -> PathBuf {

@@ -67,6 +67,9 @@ enum Rows {
     },
 }
 
+/// Bytes of a record, and its fields where they can be read.
+type ContentAndFields = (Vec<u8>, Option<Value>);
+
 impl Records {
     /// Opens `input` at the record of index `first`; `bytes_done` counts what is read of the file.
     pub(super) fn open(
@@ -141,11 +144,7 @@ impl Records {
     }
 
     /// A line's or row's bytes as JSON, and its fields where they can be read; `None` when blank.
-    fn content_of(
-        &mut self,
-        index: i64,
-        raw: Raw,
-    ) -> Result<Option<(Vec<u8>, Option<Value>)>, FilesError> {
+    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<ContentAndFields>, FilesError> {
         let text = raw
             .bytes
             .strip_prefix(BYTE_ORDER_MARK)
