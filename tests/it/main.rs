@@ -15,6 +15,7 @@ mod kafka_reader;
 mod kafka_real;
 mod kafka_source;
 mod pipeline;
+mod pipeline_faults;
 mod process;
 mod qdrant_server;
 mod samples;
