@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod apache_kafka;
+mod batches;
 mod dead_letters;
 mod fuzz;
 mod goldens;
