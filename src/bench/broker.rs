@@ -49,7 +49,7 @@ enum Answer {
 /// When the broker cannot be started or the parent does not listen.
 pub fn serve() -> Result<(), BenchError> {
     let broker = EmbeddedBroker::start(&[]).map_err(BenchError::setup)?;
-    say(&Answer::Brokers(broker.bootstrap_servers().to_owned()))?;
+    say(&Answer::Brokers(broker.bootstrap_servers()))?;
     for line in io::stdin().lock().lines() {
         let line = line.map_err(BenchError::setup)?;
         let outcome = serde_json::from_str(&line)

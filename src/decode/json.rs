@@ -15,17 +15,17 @@ use crate::bounds::Violation;
 /// Longest pointer in bytes.
 const LONGEST_POINTER_BYTES: usize = 512;
 
+/// Fields inside the value of one key, each behind these steps.
+type Inner = Vec<(Field, Vec<String>)>;
+
 /// What to do with the value of one key at the top of a record.
 #[derive(Debug, Clone)]
 enum Target {
     /// The value is the field: the fast path.
     Whole(Field),
-    /// Fields stand inside, each behind these steps.
-    Inside(Vec<(Field, Vec<String>)>),
+    /// Fields stand inside.
+    Inside(Inner),
 }
-
-/// Name of a top-level value, and the fields inside it, each behind its steps.
-type Nested = (String, Vec<(Field, Vec<String>)>);
 
 /// Compiled pointers.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ impl Mapping {
         keep_unmapped: bool,
     ) -> Result<Self, Vec<Violation>> {
         let mut violations = Vec::new();
-        let mut inside: Vec<Nested> = Vec::new();
+        let mut inside: Vec<(String, Inner)> = Vec::new();
         for field in Field::ALL {
             let pointer = field.configured(pointers);
             if pointer.is_empty() {

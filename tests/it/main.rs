@@ -2,6 +2,10 @@
 
 // Tests say what they expect by unwrapping it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// What is skipped or measured is said on standard output.
+#![allow(clippy::print_stdout)]
+// One binary: what its modules share is reachable nowhere else.
+#![allow(unreachable_pub)]
 
 mod apache_kafka;
 mod batches;
