@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn growth_after_the_warm_up_counts_and_growth_before_does_not() {
-        let flat: Vec<f64> = (0..100).map(|at| if at < 15 { at as f64 } else { 100.0 }).collect();
+        let flat: Vec<f64> = (0..100)
+            .map(|at| if at < 15 { at as f64 } else { 100.0 })
+            .collect();
         assert_eq!(report(1, Duration::from_secs(1), &flat).growth, 0.0);
         let leaking: Vec<f64> = (0..100).map(|at| 100.0 + f64::from(at)).collect();
         assert!(report(1, Duration::from_secs(1), &leaking).growth > 0.5);
