@@ -18,6 +18,7 @@ mod kafka_source;
 mod pipeline;
 mod process;
 mod qdrant_server;
+mod samples;
 mod store_contract;
 mod support;
 mod tidy;
