@@ -8,6 +8,7 @@
 #![allow(unreachable_pub)]
 
 mod apache_kafka;
+mod batches;
 mod dead_letters;
 mod fuzz;
 mod goldens;
