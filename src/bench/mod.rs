@@ -8,6 +8,7 @@ mod broker;
 mod ceiling;
 mod corpus;
 mod lent;
+mod memory;
 mod probe;
 mod report;
 mod run;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use broker::{SERVE_ARGUMENT, serve as serve_broker};
 pub use corpus::Mix;
+pub use memory::{MemoryReport, measure_memory};
 pub use report::{MixReport, Report, picture};
 
 use crate::model::{Bundle, Model, OnnxModel, PassInput};
@@ -279,6 +281,20 @@ impl<'a> Bench<'a> {
     }
 
     async fn run(&self, topic: &str, documents: usize) -> Result<Seen, BenchError> {
+        let target = if self.options.configured_store {
+            Target::Configured
+        } else {
+            Target::Embedded
+        };
+        self.run_into(topic, documents, target).await
+    }
+
+    async fn run_into(
+        &self,
+        topic: &str,
+        documents: usize,
+        target: Target,
+    ) -> Result<Seen, BenchError> {
         run::pipeline(Plan {
             settings: self.settings,
             bundle: &self.bundle,
@@ -287,11 +303,7 @@ impl<'a> Bench<'a> {
             brokers: self.broker.bootstrap_servers(),
             topic,
             documents,
-            target: if self.options.configured_store {
-                Target::Configured
-            } else {
-                Target::Embedded
-            },
+            target,
         })
         .await
     }

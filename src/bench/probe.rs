@@ -105,11 +105,20 @@ pub(super) fn reset_peak_memory() {
 
 /// The peak of the resident memory in MiB; 0 where the system does not say.
 pub(super) fn peak_memory_mib() -> f64 {
+    status_mib("VmHWM:")
+}
+
+/// The resident memory that belongs to no file, in MiB; 0 where the system does not say.
+pub(super) fn anonymous_memory_mib() -> f64 {
+    status_mib("RssAnon:")
+}
+
+fn status_mib(key: &str) -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
         .lines()
         .find_map(|line| {
-            line.strip_prefix("VmHWM:")?
+            line.strip_prefix(key)?
                 .trim()
                 .strip_suffix("kB")?
                 .trim()

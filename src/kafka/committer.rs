@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
 use super::client;
+use super::range;
 use super::rebalance::{GroupConsumer, Phase, Shared};
 use crate::source::{CommitOffset, SourceError};
 
@@ -148,6 +149,7 @@ fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
     };
     let Err(error) = commit(consumer, &pending) else {
         shared.counters.commits.add(pending.len() as u64);
+        shared.desk.lock().commit_succeeded(&pending);
         return;
     };
     shared.counters.commit_failures.add(pending.len() as u64);
@@ -169,6 +171,9 @@ fn commit(consumer: &GroupConsumer, offsets: &[CommitOffset]) -> KafkaResult<()>
         let at = Offset::Offset(offset.next_offset);
         let CommitOffset { partition, .. } = offset;
         list.add_partition_offset(&partition.topic, partition.partition, at)?;
+        if let Some(job) = &consumer.context().shared.job {
+            range::note(&list, job, partition);
+        }
     }
     match consumer.commit(&list, ClientCommit::Sync) {
         Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),

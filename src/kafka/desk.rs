@@ -27,6 +27,10 @@ pub(super) struct Held {
     pub(super) end: Option<i64>,
     /// Whether a bounded source has reached that end.
     pub(super) ended: bool,
+    /// Whether fetching was paused for that.
+    pub(super) rests: bool,
+    /// Where a bounded source's group is.
+    committed: Option<i64>,
 }
 
 /// The desk itself.
@@ -72,6 +76,8 @@ impl Desk {
                 next: None,
                 end: ends.get(partition).copied(),
                 ended: false,
+                rests: false,
+                committed: None,
             };
             self.topics
                 .entry(Arc::clone(&partition.topic))
@@ -79,6 +85,78 @@ impl Desk {
                 .insert(partition.partition, held);
         }
         generation
+    }
+
+    /// Notes where a bounded partition begins under this assignment, everything below being done.
+    pub(super) fn begin_at(&mut self, partition: &TopicPartition, next: i64) {
+        let Some(held) = self.get_mut(&partition.topic, partition.partition) else {
+            return;
+        };
+        held.next = Some(next);
+        held.committed = Some(next);
+        held.ended = held.end.is_some_and(|end| next >= end);
+        if held.ended {
+            // No record will lead to a commit here, and the others are to see that there is none.
+            let offset = CommitOffset {
+                partition: partition.clone(),
+                next_offset: next,
+                generation: held.generation,
+            };
+            self.pending_commits.insert(partition.clone(), offset);
+        }
+    }
+
+    /// Notes that everything there is below the end of a bounded partition has been delivered, if
+    /// nothing came in since `next`. Once that is committed, the end itself is: what lies between is
+    /// a gap that nobody will deliver.
+    pub(super) fn reach_end(
+        &mut self,
+        partition: &TopicPartition,
+        generation: Generation,
+        next: i64,
+    ) {
+        let held = self.get_mut(&partition.topic, partition.partition);
+        if let Some(held) = held
+            && held.generation == generation
+            && held.next == Some(next)
+        {
+            held.ended = true;
+            self.settle(partition);
+        }
+    }
+
+    /// Lets the end of a bounded partition be committed where a gap is all that is left.
+    fn settle(&mut self, partition: &TopicPartition) {
+        let Some(held) = self.get_mut(&partition.topic, partition.partition) else {
+            return;
+        };
+        let Some(end) = held.end.filter(|_| held.ended && !held.leaving) else {
+            return;
+        };
+        if held.committed >= held.next && held.committed < Some(end) {
+            let offset = CommitOffset {
+                partition: partition.clone(),
+                next_offset: end,
+                generation: held.generation,
+            };
+            self.pending_commits.insert(partition.clone(), offset);
+        }
+    }
+
+    /// Whether a revocation is under way.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.all().any(|held| held.leaving)
+    }
+
+    /// Bounded partitions that have ended and are still fetched.
+    pub(super) fn take_newly_ended(&mut self) -> Vec<TopicPartition> {
+        let held = self.topics.values_mut().flat_map(HashMap::values_mut);
+        held.filter(|held| held.ended && !held.rests)
+            .map(|held| {
+                held.rests = true;
+                held.partition.clone()
+            })
+            .collect()
     }
 
     /// Begins a revocation: records of these partitions that wait in the chunk are dropped, and
@@ -173,6 +251,13 @@ impl Desk {
                 .is_some_and(|waiting| waiting.next_offset <= offset.next_offset);
             if passed {
                 self.pending_commits.remove(&offset.partition);
+            }
+            if let Some(held) = self.get_mut(&offset.partition.topic, offset.partition.partition)
+                && held.generation == offset.generation
+                && held.end.is_some()
+            {
+                held.committed = held.committed.max(Some(offset.next_offset));
+                self.settle(&offset.partition);
             }
         }
     }

@@ -24,7 +24,7 @@ pub struct GroupPosition {
 }
 
 /// Consumers want a context of their own; this one takes part in no group.
-struct Asking(Reporting);
+pub(super) struct Asking(Reporting);
 
 impl ClientContext for Asking {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -39,14 +39,14 @@ impl ClientContext for Asking {
 impl ConsumerContext for Asking {}
 
 /// Asks about the configured topics without joining the group.
-struct Inspector {
-    consumer: BaseConsumer<Asking>,
+pub(super) struct Inspector {
+    pub(super) consumer: BaseConsumer<Asking>,
     reporting: Reporting,
     within: Duration,
 }
 
 impl Inspector {
-    fn new(settings: &KafkaSettings) -> Result<Self, SourceError> {
+    pub(super) fn new(settings: &KafkaSettings) -> Result<Self, SourceError> {
         let reporting = Reporting::default();
         let consumer = settings
             .consumer_config()?
@@ -60,7 +60,7 @@ impl Inspector {
     }
 
     /// Partitions of a topic; empty where the broker does not know it.
-    fn partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
+    pub(super) fn partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
         let metadata = self
             .consumer
             .fetch_metadata(Some(topic), self.within)

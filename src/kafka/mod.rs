@@ -10,6 +10,7 @@ mod embedded;
 mod inspect;
 mod poll;
 mod properties;
+mod range;
 mod rebalance;
 mod settings;
 mod source;
@@ -25,5 +26,9 @@ pub use embedded::{
 };
 pub use inspect::{GroupPosition, describe_broker, group_positions};
 pub use properties::Properties;
+pub use range::{
+    LagWatch, OffsetRange, RangeError, RangeJob, RangePosition, RangeProgress, RangeSpec, Span,
+    parse_time,
+};
 pub use settings::{KafkaSettings, OnMissingOffset};
 pub use source::KafkaSource;

@@ -10,10 +10,9 @@ use crossbeam_channel::{Sender, TrySendError};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::topic_partition_list::Offset;
 
 use super::client;
-use super::rebalance::{GroupConsumer, Phase, Shared};
+use super::rebalance::{self, GroupConsumer, Phase, Shared};
 use super::start::{self, Start};
 use crate::document::{RecordPosition, TopicPartition};
 use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
@@ -164,9 +163,13 @@ impl PollThread {
             return;
         };
         if held.end.is_some_and(|end| offset >= end) {
+            let (partition, generation) = (held.partition.clone(), held.generation);
+            let next = held.next.unwrap_or(offset);
+            desk.reach_end(&partition, generation, next);
             return;
         }
         held.next = Some(offset + 1);
+        held.ended = held.end.is_some_and(|end| offset + 1 >= end);
         let record = SourceRecord {
             position: RecordPosition {
                 partition: held.partition.clone(),
@@ -267,8 +270,10 @@ impl PollThread {
         let (partitions, wanted) = {
             let desk = self.shared.desk.lock();
             let next = |held: &super::desk::Held| Some((held.partition.clone(), held.next?));
-            let wanted: HashMap<_, _> = desk.all().filter_map(next).collect();
-            (desk.partitions(), wanted)
+            let reading: Vec<_> = desk.all().filter(|held| !held.ended).collect();
+            let wanted: HashMap<_, _> = reading.iter().copied().filter_map(next).collect();
+            let partitions: Vec<_> = reading.iter().map(|held| held.partition.clone()).collect();
+            (partitions, wanted)
         };
         if partitions.is_empty() {
             return;
@@ -284,28 +289,40 @@ impl PollThread {
                 return;
             }
         };
-        for (partition, start) in starts {
-            let known = wanted.get(&partition).copied();
-            let offset = match start {
-                // A partition that is where it should be needs no seek.
-                Start::At(offset) if known == Some(offset) => continue,
-                Start::At(offset) => Offset::Offset(offset),
-                Start::Beginning => Offset::Beginning,
-            };
-            let TopicPartition { topic, partition } = &partition;
-            if let Err(error) = self
-                .consumer
-                .seek(topic, *partition, offset, Duration::ZERO)
-            {
-                tracing::warn!(%error, topic = &**topic, partition, "seek failed");
-            }
+        // A partition that is where it should be is left alone.
+        let stays = |(partition, start): &(TopicPartition, Start)| match start {
+            Start::At(offset) => wanted.get(partition) == Some(offset),
+            Start::Beginning => false,
+        };
+        let moves: Vec<_> = starts
+            .iter()
+            .filter(|start| !stays(start))
+            .cloned()
+            .collect();
+        if let Err(error) = rebalance::begin_anew(&self.consumer, &moves, &starts) {
+            tracing::warn!(%error, "partitions could not be read from where they should be");
+        }
+        if self.shared.desk.lock().paused {
+            self.pause_all();
         }
     }
 
-    /// A bounded source has ended when every partition it holds has.
+    /// A bounded source stops to fetch what has reached its end, and has ended once everything of
+    /// the job is committed, whoever did it: until then it stands by to take partitions over.
     fn look_for_the_end(&mut self) {
-        if self.shared.ends.is_empty() || self.said_ended {
+        let Some(job) = self.shared.job.as_ref().filter(|_| !self.said_ended) else {
             return;
+        };
+        let finished = job.is_finished();
+        let ended = self.shared.desk.lock().take_newly_ended();
+        if !ended.is_empty()
+            && let Err(error) = self.consumer.pause(&start::list(&ended))
+        {
+            tracing::warn!(%error, "partitions that were read to their end could not be paused");
+        }
+        if finished {
+            self.said_ended = true;
+            self.consumer.context().announce(SourceEvent::Ended);
         }
     }
 }

@@ -20,6 +20,7 @@ use super::client::{self, Faults};
 use super::committer::Committer;
 use super::counters::Counters;
 use super::desk::Desk;
+use super::range::{self, Agreed, JobPlan};
 use super::start::{self, Start, StartPolicy};
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, SourceError, SourceEvent};
@@ -46,10 +47,8 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     pub(super) policy: StartPolicy,
     pub(super) revoke_drain: Duration,
-    /// Where a bounded source stops; empty for one without end.
-    pub(super) ends: HashMap<TopicPartition, i64>,
-    /// Where a bounded source begins in a partition that its group never committed.
-    pub(super) begins: HashMap<TopicPartition, i64>,
+    /// What a bounded source reads; `None` for one without end.
+    pub(super) job: Option<Arc<JobPlan>>,
     pub(super) desk: Mutex<Desk>,
     pub(super) faults: Faults,
     pub(super) counters: Counters,
@@ -62,14 +61,12 @@ impl Shared {
         policy: StartPolicy,
         revoke_drain: Duration,
         desk: Desk,
-        begins: HashMap<TopicPartition, i64>,
-        ends: HashMap<TopicPartition, i64>,
+        job: Option<Arc<JobPlan>>,
     ) -> Self {
         Self {
             policy,
             revoke_drain,
-            ends,
-            begins,
+            job,
             desk: Mutex::new(desk),
             faults: Faults::default(),
             counters: Counters::default(),
@@ -150,7 +147,14 @@ impl Callbacks {
         partitions: &[TopicPartition],
     ) -> KafkaResult<()> {
         self.shared.counters.rebalances.add(1);
-        let starts = match self.plan(consumer, partitions) {
+        let agreed = match self.agree(consumer, partitions) {
+            Ok(agreed) => agreed,
+            Err(error) => {
+                self.fail(error);
+                return assign(consumer, partitions, |_| Offset::Stored);
+            }
+        };
+        let starts = match self.plan(consumer, partitions, &agreed) {
             Ok(starts) => starts,
             Err(error) => {
                 self.fail(error);
@@ -163,7 +167,15 @@ impl Callbacks {
         }
         let (generation, paused) = {
             let mut desk = self.shared.desk.lock();
-            (desk.assign(partitions, &self.shared.ends), desk.paused)
+            let end = |agreed: &Agreed| (agreed.partition.clone(), agreed.end);
+            let generation = desk.assign(partitions, &agreed.iter().map(end).collect());
+            for Agreed {
+                partition, next, ..
+            } in &agreed
+            {
+                desk.begin_at(partition, *next);
+            }
+            (generation, desk.paused)
         };
         tracing::info!(
             partitions = %named(partitions),
@@ -178,12 +190,16 @@ impl Callbacks {
             starts.get(partition).copied().unwrap_or(Offset::Stored)
         })?;
         // A pause outlives neither side's memory of it: say it either way.
-        let list = start::list(partitions);
         if paused || !self.shared.delivers() {
-            consumer.pause(&list)
-        } else {
-            consumer.resume(&list)
+            return consumer.pause(&start::list(partitions));
         }
+        let ended = self.shared.desk.lock().take_newly_ended();
+        let reading = partitions
+            .iter()
+            .filter(|partition| !ended.contains(partition));
+        let reading: Vec<TopicPartition> = reading.cloned().collect();
+        consumer.pause(&start::list(&ended))?;
+        consumer.resume(&start::list(&reading))
     }
 
     /// Where to begin. Where the brokers do not answer in time the client is left to ask for the
@@ -192,24 +208,37 @@ impl Callbacks {
         &self,
         consumer: &GroupConsumer,
         partitions: &[TopicPartition],
+        agreed: &[Agreed],
     ) -> Result<HashMap<TopicPartition, Offset>, SourceError> {
+        let is_done = |agreed: &&Agreed| agreed.next >= agreed.end;
+        // What is read to its end already is fetched at the end of the log until it is paused.
+        let ended = agreed.iter().filter(is_done);
+        let ended: HashMap<_, _> = ended
+            .map(|agreed| (agreed.partition.clone(), Offset::End))
+            .collect();
+        let wanted: HashMap<_, _> = agreed
+            .iter()
+            .filter(|agreed| !is_done(agreed))
+            .map(|agreed| (agreed.partition.clone(), agreed.next))
+            .collect();
+        let reading = partitions
+            .iter()
+            .filter(|partition| !ended.contains_key(*partition));
+        let partitions: Vec<TopicPartition> = reading.cloned().collect();
         if partitions.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(ended);
         }
         for _ in 0..PLAN_ATTEMPTS {
-            match start::plan(consumer, partitions, &HashMap::new(), self.shared.policy) {
+            match start::plan(consumer, &partitions, &wanted, self.shared.policy) {
                 Ok(starts) => {
                     let offset = |(partition, start): (TopicPartition, Start)| {
-                        let begin = self.shared.begins.get(&partition).copied();
-                        let offset = match (start, begin) {
-                            (Start::At(offset), _) | (Start::Beginning, Some(offset)) => {
-                                Offset::Offset(offset)
-                            }
-                            (Start::Beginning, None) => Offset::Beginning,
+                        let offset = match start {
+                            Start::At(offset) => Offset::Offset(offset),
+                            Start::Beginning => Offset::Beginning,
                         };
                         (partition, offset)
                     };
-                    return Ok(starts.into_iter().map(offset).collect());
+                    return Ok(starts.into_iter().map(offset).chain(ended).collect());
                 }
                 Err(error @ SourceError::Fatal(_)) => return Err(error),
                 Err(SourceError::Transient(reason)) => {
@@ -217,7 +246,30 @@ impl Callbacks {
                 }
             }
         }
-        Ok(HashMap::new())
+        Ok(wanted
+            .into_iter()
+            .map(|(partition, next)| (partition, Offset::Offset(next)))
+            .chain(ended)
+            .collect())
+    }
+
+    /// What the workers of a bounded job agree upon for `partitions`; empty for a source without end.
+    fn agree(
+        &self,
+        consumer: &GroupConsumer,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Agreed>, SourceError> {
+        let Some(job) = self.shared.job.as_ref().filter(|_| !partitions.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let mut outcome = range::agree(consumer, job, partitions);
+        for _ in 1..PLAN_ATTEMPTS {
+            if !matches!(outcome, Err(SourceError::Transient(_))) {
+                break;
+            }
+            outcome = range::agree(consumer, job, partitions);
+        }
+        outcome
     }
 
     /// Lets the pipeline drain partitions that leave, and commits what it hands over.
@@ -329,6 +381,34 @@ impl Callbacks {
             }
         }
     }
+}
+
+/// Lets the client begin anew in partitions that it has given up on: it does not seek in those.
+/// Where the protocol knows no increments all partitions are assigned again, each where it stands.
+pub(super) fn begin_anew(
+    consumer: &GroupConsumer,
+    moves: &[(TopicPartition, Start)],
+    all: &[(TopicPartition, Start)],
+) -> KafkaResult<()> {
+    let cooperative = matches!(
+        consumer.rebalance_protocol(),
+        RebalanceProtocol::Cooperative
+    );
+    let starts = if cooperative { moves } else { all };
+    let partitions: Vec<TopicPartition> = starts.iter().map(|(p, _)| p.clone()).collect();
+    if partitions.is_empty() {
+        return Ok(());
+    }
+    let starts: HashMap<_, _> = starts.iter().cloned().collect();
+    if cooperative {
+        consumer.incremental_unassign(&start::list(&partitions))?;
+    }
+    assign(consumer, &partitions, |partition| {
+        match starts.get(partition) {
+            Some(Start::At(offset)) => Offset::Offset(*offset),
+            Some(Start::Beginning) | None => Offset::Beginning,
+        }
+    })
 }
 
 fn assign(

@@ -1,7 +1,6 @@
 //! The Kafka source: one consumer of a group behind [`Source`]. Starts the poll thread, commits
 //! what is still held, and closes within a bound.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::committer::{self, Committer};
 use super::counters::SourceCounters;
 use super::desk::{ChunkBounds, Desk};
 use super::poll::{CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
+use super::range::{JobPlan, RangeJob, RangeProgress, Watch};
 use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
 use super::start::StartPolicy;
@@ -49,13 +49,40 @@ impl KafkaSource {
     /// # Errors
     /// Fatal where no broker answers in time or a setting or credential is refused.
     pub fn start(settings: &KafkaSettings) -> Result<Self, SourceError> {
-        Self::start_within(settings, HashMap::new(), HashMap::new())
+        Self::start_with(settings, None)
     }
 
-    pub(super) fn start_within(
+    /// Starts a worker of a bounded job in a group of its own: the group of `settings` is left
+    /// alone. The source says that it has ended once everything of the job is committed, by
+    /// whichever of its workers. `None` where `job.once` is set and the job is finished already.
+    ///
+    /// # Errors
+    /// As [`KafkaSource::start`], and where the range names what does not exist.
+    pub fn start_range(
         settings: &KafkaSettings,
-        begins: HashMap<TopicPartition, i64>,
-        ends: HashMap<TopicPartition, i64>,
+        job: &RangeJob,
+    ) -> Result<Option<Self>, SourceError> {
+        let settings = job.settings(settings);
+        let watch = Watch::open(&settings, job)?;
+        let plan = watch.plan();
+        if job.once && plan.was_finished() {
+            return Ok(None);
+        }
+        let source = Self::start_with(&settings, Some(plan))?;
+        watch
+            .spawn(Arc::clone(&source.shared))
+            .map_err(|error| SourceError::Fatal(format!("a thread cannot be started: {error}")))?;
+        Ok(Some(source))
+    }
+
+    /// How far a bounded job is, over all its workers; `None` for a source without end.
+    pub fn range_progress(&self) -> Option<RangeProgress> {
+        self.shared.job.as_ref().map(|job| job.progress())
+    }
+
+    fn start_with(
+        settings: &KafkaSettings,
+        job: Option<Arc<JobPlan>>,
     ) -> Result<Self, SourceError> {
         let policy = StartPolicy {
             on_missing: settings.on_missing_offset,
@@ -66,7 +93,7 @@ impl KafkaSource {
             bytes: (settings.queue_bytes / QUEUE_CHUNKS).max(1),
         });
         let drain = settings.revoke_drain();
-        let shared = Arc::new(Shared::new(policy, drain, desk, begins, ends));
+        let shared = Arc::new(Shared::new(policy, drain, desk, job));
         let (sender, events) = bounded(QUEUE_CHUNKS + CONTROL_PLACES);
         let (committer, commits) = committer::channel();
         let callbacks = Callbacks {
@@ -129,6 +156,10 @@ impl Source for KafkaSource {
 
     fn delivers(&self, partition: &TopicPartition, generation: Generation) -> bool {
         self.shared.desk.lock().delivers(partition, generation)
+    }
+
+    fn is_revoking(&self) -> bool {
+        self.shared.desk.lock().is_leaving()
     }
 
     fn commit(&self, offsets: &[CommitOffset], mode: CommitMode) -> Result<(), SourceError> {

@@ -94,6 +94,11 @@ impl ModelSettings {
         violations
     }
 
+    /// Whether the model is to run on a GPU.
+    pub fn on_gpu(&self) -> bool {
+        Device::parse(&self.device).is_some_and(Device::is_gpu)
+    }
+
     /// Opens and verifies the bundle; says so where its export was never verified.
     ///
     /// # Errors

@@ -127,6 +127,12 @@ pub trait Source: Send + Sync {
         true
     }
 
+    /// Whether a change of assignment waits for an answer, so that the reader of the events should
+    /// look at the next one even where it takes no more records.
+    fn is_revoking(&self) -> bool {
+        false
+    }
+
     /// Makes offsets the place from which the next start goes on. Offsets of partitions no longer
     /// assigned under the same generation are left out.
     ///

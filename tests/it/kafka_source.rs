@@ -10,9 +10,7 @@ use tcbert_worker::kafka::{
     EmbeddedBroker, FailingRequest, InjectedError, KafkaSettings, KafkaSource, OnMissingOffset,
     SampleProducer, SampleRecord,
 };
-use tcbert_worker::source::{
-    CommitMode, Header, Source, SourceError, SourceEvent, SourceRecord,
-};
+use tcbert_worker::source::{CommitMode, Header, Source, SourceError, SourceEvent, SourceRecord};
 use tcbert_worker::watermark::Watermarks;
 
 const TOPIC: &str = "news";

@@ -21,9 +21,6 @@ use crate::source::timestamp;
 /// Bytes that decompressed data is read in.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// A record as JSON bytes (or as it stood, where it is none), and its fields where they are known.
-type Parsed = (Vec<u8>, Option<Value>);
-
 /// What some programs write at the start of a file in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -69,6 +66,9 @@ enum Rows {
         before: u64,
     },
 }
+
+/// Bytes of a record, and its fields where they can be read.
+type ContentAndFields = (Vec<u8>, Option<Value>);
 
 impl Records {
     /// Opens `input` at the record of index `first`; `bytes_done` counts what is read of the file.
@@ -144,7 +144,7 @@ impl Records {
     }
 
     /// A line's or row's bytes as JSON, and its fields where they can be read; `None` when blank.
-    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<Parsed>, FilesError> {
+    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<ContentAndFields>, FilesError> {
         let text = raw
             .bytes
             .strip_prefix(BYTE_ORDER_MARK)

@@ -362,6 +362,21 @@ impl Engine {
         self.flush()
     }
 
+    pub(super) fn graph_threshold(&mut self) -> Result<u64, StoreError> {
+        let collection = self.collection_mut()?;
+        let threshold = collection.shard.config().optimizers.indexing_threshold;
+        Ok(threshold.unwrap_or_default() as u64)
+    }
+
+    /// Until the store is opened again, when the settings decide anew.
+    pub(super) fn set_graph_threshold(&mut self, kilobytes: u64) -> Result<(), StoreError> {
+        let collection = self.collection_mut()?;
+        let mut optimizers = collection.shard.config().optimizers.clone();
+        optimizers.indexing_threshold = usize::try_from(kilobytes).ok();
+        guard(|| collection.shard.set_optimizers_config(optimizers))?;
+        self.optimise()
+    }
+
     pub(super) fn write_metadata(
         &mut self,
         more: BTreeMap<String, Value>,

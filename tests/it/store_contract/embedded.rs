@@ -7,12 +7,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use qdrant_edge::{EdgeShard, PointId, WithVector};
+use qdrant_edge::{
+    EdgeShard, PointId, PointInsertOperations, PointOperations, PointStruct, UpdateOperation,
+    Vectors, WithVector,
+};
 use tcbert_worker::store::embedded::EmbeddedStore;
 use tcbert_worker::store::{PointFilter, StoreError, StoreSettings};
 
 use super::harness::{
-    Harness, SIZE, embedded_settings, id, open, tombstone, version, write, write_on,
+    Harness, embedded_settings, id, open, tombstone, vector, version, write, write_on,
 };
 
 const CHILD: &str = "TCBERT_TEST_STORE_CHILD";
@@ -181,6 +184,29 @@ async fn a_marker_holds_no_vector_even_after_optimising() {
     assert!(!vector_of("n-7"));
 }
 
+/// A point without our keys, as another program might have left it, does not stop ours.
+#[tokio::test]
+async fn a_stranger_s_point_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = embedded_settings(folder.path());
+    open(&settings).await.unwrap().close().await.unwrap();
+    let shard = EdgeShard::load(&folder.path().join("documents/shard"), None).unwrap();
+    let vectors = Vectors::new_named([("test", vector(1))]);
+    let payload = serde_json::json!({"title": "stranger"});
+    let point = PointStruct::new(PointId::Uuid(id("a").point_id()), vectors, payload);
+    let points = PointInsertOperations::PointsList(vec![point.into()]);
+    let operation = UpdateOperation::PointOperation(PointOperations::UpsertPoints(points));
+    shard.update(operation).unwrap();
+    drop(shard);
+
+    let store = open(&settings).await.unwrap();
+    let batch = vec![write("a", version(0, 0, i64::MIN), "ours")];
+    store.write(batch).await.unwrap();
+    let stored = store.fetch(id("a")).await.unwrap().unwrap();
+    assert_eq!(stored["title"], "ours");
+    store.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn the_log_stays_in_bounds() {
     let folder = tempfile::tempdir().unwrap();
@@ -274,5 +300,4 @@ async fn a_damaged_folder_is_named() {
         matches!(&error, StoreError::Fatal(reason) if reason.contains("documents")),
         "{error}"
     );
-    let _ = SIZE;
 }

@@ -11,7 +11,8 @@ import transformers
 from tools.export import verify
 
 ROOT = Path(__file__).resolve().parents[3]
-TAXONOMIES = [ROOT / "config" / "taxonomies" / "tnews.toml", *sorted((ROOT / "tests" / "goldens" / "taxonomies").glob("*.toml"))]
+# Words of two tokens, of one to four, and several words a label of several lengths with a prior.
+TAXONOMIES = [ROOT / "config" / "taxonomies" / "tnews.toml", *(ROOT / "tests" / "goldens" / "taxonomies" / f"{name}.toml" for name in ("ragged", "words"))]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -29,10 +30,10 @@ class Shape:
 
 SHAPES = {
     "bert-base": Shape("Bert", 48, 3, 3),
-    "bert-large": Shape("Bert", 64, 6, 4),
+    "bert-large": Shape("Bert", 64, 4, 4),
     "macbert-gelu-new": Shape("Bert", 32, 2, 2, activation="gelu_new"),
     "megatron-1.3b": Shape("MegatronBert", 64, 4, 8, rows=120),
-    "megatron-deep": Shape("MegatronBert", 32, 8, 2),
+    "megatron-deep": Shape("MegatronBert", 32, 5, 2),
 }
 
 

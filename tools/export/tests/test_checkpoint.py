@@ -93,6 +93,15 @@ def test_a_ready_tokenizer_is_kept(folder):
     assert tokenizer.plain_ids(again, "汽车 iphone[MASK]") == tokenizer.plain_ids(built, "汽车 iphone[MASK]")
 
 
+def test_a_ready_tokenizer_needs_no_configuration(tmp_path, model):
+    folder = checkpoints.save(tmp_path / "cased", model, tokenizer_config={"do_lower_case": False})
+    built = tokenizer.load(folder)
+    built.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").unlink()
+    again = tokenizer.load(folder)
+    assert tokenizer.plain_ids(again, "iPhone 汽车") == tokenizer.plain_ids(built, "iPhone 汽车")
+
+
 def test_capitals_over_a_vocabulary_without_any_are_reported(tmp_path, model, caplog):
     keeps = tokenizer.load(checkpoints.save(tmp_path / "keeps", model, tokenizer_config={"do_lower_case": False}))
     lowers = tokenizer.load(checkpoints.save(tmp_path / "lowers", model))

@@ -1,0 +1,345 @@
+//! What the workers of a job agree upon, by way of the metadata of their group's commits: whoever
+//! holds a partition first writes its span there, everybody after reads it. Pure but for the locks.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::{RangePosition, RangeProgress, Span};
+use crate::document::TopicPartition;
+
+/// What a commit of the job's group says beside its offset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// The run that decided on the span; a job that starts anew has another one.
+    pub(super) run: String,
+    pub(super) begin: i64,
+    pub(super) end: i64,
+}
+
+impl Note {
+    /// A commit of anybody else says nothing.
+    pub(super) fn parse(metadata: &str) -> Option<Self> {
+        let note: Self = serde_json::from_str(metadata).ok()?;
+        (0 <= note.begin && note.begin <= note.end).then_some(note)
+    }
+
+    pub(super) fn to_metadata(&self) -> String {
+        // Numbers and a short text: there is nothing in it that could fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What the group has committed of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(super) note: Note,
+    pub(super) next: i64,
+}
+
+impl State {
+    fn is_done(&self) -> bool {
+        self.next >= self.note.end
+    }
+}
+
+/// Where a worker goes on in a partition that it has just got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Agreed {
+    pub(crate) partition: TopicPartition,
+    pub(crate) next: i64,
+    pub(crate) end: i64,
+    /// Whether the span is to be written for the others.
+    pub(super) is_new: bool,
+}
+
+/// A job as one worker sees it.
+#[derive(Debug)]
+pub(crate) struct JobPlan {
+    group: String,
+    /// Name of the spans that this worker decides on.
+    run: String,
+    /// What this worker would read of each partition, as the topics were at its start.
+    fresh: HashMap<TopicPartition, Span>,
+    /// Runs that were finished at the start: what they wrote is no longer in force.
+    finished_runs: HashSet<String>,
+    resumed: bool,
+    done_at_start: u64,
+    notes: Mutex<HashMap<TopicPartition, Note>>,
+    positions: Mutex<Vec<RangePosition>>,
+    finished: AtomicBool,
+}
+
+impl JobPlan {
+    /// Looks at what the group has committed: an unfinished run is gone on with, a finished one is
+    /// over and the job begins anew with `fresh` under the name `run`.
+    pub(super) fn new(
+        group: String,
+        run: String,
+        fresh: HashMap<TopicPartition, Span>,
+        states: &HashMap<TopicPartition, State>,
+    ) -> Self {
+        let over = is_over(&fresh, states);
+        let mut plan = Self {
+            group,
+            run,
+            fresh,
+            finished_runs: HashSet::new(),
+            resumed: !over && !states.is_empty(),
+            done_at_start: 0,
+            notes: Mutex::default(),
+            positions: Mutex::default(),
+            finished: AtomicBool::new(false),
+        };
+        if over {
+            plan.finished_runs = states
+                .values()
+                .map(|state| state.note.run.clone())
+                .collect();
+        }
+        plan.note_states(states);
+        plan.done_at_start = plan
+            .positions
+            .get_mut()
+            .iter()
+            .map(RangePosition::done)
+            .sum();
+        plan
+    }
+
+    /// Whether the job was finished before this worker came.
+    pub(crate) fn was_finished(&self) -> bool {
+        !self.finished_runs.is_empty()
+    }
+
+    /// Decides about partitions that have come to this worker, given what the group has committed.
+    pub(super) fn agree(
+        &self,
+        partitions: &[TopicPartition],
+        states: &HashMap<TopicPartition, State>,
+    ) -> Vec<Agreed> {
+        let mut notes = self.notes.lock();
+        partitions
+            .iter()
+            .map(|partition| {
+                let (note, next, is_new) = self.decide(partition, states.get(partition));
+                let agreed = Agreed {
+                    partition: partition.clone(),
+                    next,
+                    end: note.end,
+                    is_new,
+                };
+                notes.insert(partition.clone(), note);
+                agreed
+            })
+            .collect()
+    }
+
+    fn decide(&self, partition: &TopicPartition, state: Option<&State>) -> (Note, i64, bool) {
+        if let Some(state) = state.filter(|state| !self.finished_runs.contains(&state.note.run)) {
+            return (state.note.clone(), state.next.max(state.note.begin), false);
+        }
+        let span = self.fresh_span(partition);
+        let note = Note {
+            run: self.run.clone(),
+            begin: span.begin,
+            end: span.end,
+        };
+        (note, span.begin, true)
+    }
+
+    /// A partition that came after the start holds nothing of the job.
+    fn fresh_span(&self, partition: &TopicPartition) -> Span {
+        let none = Span { begin: 0, end: 0 };
+        self.fresh.get(partition).copied().unwrap_or(none)
+    }
+
+    /// What a commit of this partition says.
+    pub(crate) fn metadata(&self, partition: &TopicPartition) -> Option<String> {
+        self.notes.lock().get(partition).map(Note::to_metadata)
+    }
+
+    /// Takes in what the group has committed; says once that everything is done.
+    pub(super) fn note_states(&self, states: &HashMap<TopicPartition, State>) {
+        let partitions: HashSet<&TopicPartition> = self.fresh.keys().chain(states.keys()).collect();
+        let mut written = true;
+        let mut positions: Vec<RangePosition> = partitions
+            .into_iter()
+            .map(|partition| {
+                let (note, next, is_new) = self.decide(partition, states.get(partition));
+                written &= !is_new;
+                RangePosition {
+                    partition: partition.clone(),
+                    span: Span {
+                        begin: note.begin,
+                        end: note.end,
+                    },
+                    next,
+                }
+            })
+            .collect();
+        positions.sort_by(|one, other| one.partition.cmp(&other.partition));
+        if written && positions.iter().all(RangePosition::is_done) {
+            self.finished.store(true, Ordering::Release);
+        }
+        *self.positions.lock() = positions;
+    }
+
+    /// Whether everything of the job is accounted for.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
+    }
+
+    /// How far the job is.
+    pub(crate) fn progress(&self) -> RangeProgress {
+        RangeProgress {
+            group: self.group.clone(),
+            resumed: self.resumed,
+            done_at_start: self.done_at_start,
+            positions: self.positions.lock().clone(),
+        }
+    }
+}
+
+/// Whether the group's last run is finished: everything that it wrote is done, and where it wrote
+/// nothing there is nothing to read.
+fn is_over(fresh: &HashMap<TopicPartition, Span>, states: &HashMap<TopicPartition, State>) -> bool {
+    !states.is_empty()
+        && states.values().all(State::is_done)
+        && fresh
+            .iter()
+            .all(|(partition, span)| states.contains_key(partition) || span.offsets() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition(number: i32) -> TopicPartition {
+        TopicPartition::new("news", number)
+    }
+
+    fn fresh(ends: &[i64]) -> HashMap<TopicPartition, Span> {
+        (0..)
+            .zip(ends)
+            .map(|(number, end)| {
+                (
+                    partition(number),
+                    Span {
+                        begin: 0,
+                        end: *end,
+                    },
+                )
+            })
+            .collect()
+    }
+
+    fn state(run: &str, end: i64, next: i64) -> State {
+        State {
+            note: Note {
+                run: run.to_owned(),
+                begin: 0,
+                end,
+            },
+            next,
+        }
+    }
+
+    fn plan(run: &str, ends: &[i64], states: &HashMap<TopicPartition, State>) -> JobPlan {
+        JobPlan::new("g".to_owned(), run.to_owned(), fresh(ends), states)
+    }
+
+    #[test]
+    fn the_first_worker_decides_and_the_next_one_follows() {
+        let none = HashMap::new();
+        let first = plan("a", &[10, 10], &none);
+        let agreed = first.agree(&[partition(0)], &none);
+        assert_eq!(
+            (agreed[0].next, agreed[0].end, agreed[0].is_new),
+            (0, 10, true)
+        );
+        assert_eq!(
+            Note::parse(&first.metadata(&partition(0)).unwrap()).unwrap(),
+            state("a", 10, 0).note
+        );
+
+        // The topic has grown; the end stays where it was.
+        let states = HashMap::from([(partition(0), state("a", 10, 4))]);
+        let second = plan("b", &[50, 50], &states);
+        assert!(second.progress().resumed);
+        let agreed = second.agree(&[partition(0), partition(1)], &states);
+        assert_eq!(
+            (agreed[0].next, agreed[0].end, agreed[0].is_new),
+            (4, 10, false)
+        );
+        assert_eq!(
+            (agreed[1].next, agreed[1].end, agreed[1].is_new),
+            (0, 50, true)
+        );
+        assert_eq!(second.progress().done_at_start, 4);
+        assert_eq!(second.progress().total(), 60);
+    }
+
+    #[test]
+    fn a_finished_job_begins_anew_and_what_others_began_is_not_begun_again() {
+        let states = HashMap::from([
+            (partition(0), state("a", 10, 10)),
+            (partition(1), state("a", 10, 12)),
+        ]);
+        let plan = plan("b", &[20, 20], &states);
+        assert!(plan.was_finished() && !plan.is_finished() && !plan.progress().resumed);
+        assert_eq!(plan.progress().done_at_start, 0);
+        // Another worker of the new run was faster with partition 1.
+        let now = HashMap::from([
+            (partition(0), state("a", 10, 10)),
+            (partition(1), state("c", 21, 21)),
+        ]);
+        let agreed = plan.agree(&[partition(0), partition(1)], &now);
+        assert_eq!(
+            (agreed[0].next, agreed[0].end, agreed[0].is_new),
+            (0, 20, true)
+        );
+        assert_eq!(
+            (agreed[1].next, agreed[1].end, agreed[1].is_new),
+            (21, 21, false)
+        );
+        plan.note_states(&now);
+        assert!(
+            !plan.is_finished(),
+            "partition 0 is still as the last run left it"
+        );
+        plan.note_states(&HashMap::from([
+            (partition(0), state("b", 20, 20)),
+            (partition(1), state("c", 21, 21)),
+        ]));
+        assert!(plan.is_finished());
+    }
+
+    #[test]
+    fn a_job_whose_worker_died_early_is_not_finished() {
+        // Partition 1 has records and nobody ever held it.
+        let states = HashMap::from([(partition(0), state("a", 10, 10))]);
+        let late = plan("b", &[20, 20], &states);
+        assert!(!late.was_finished() && late.progress().resumed);
+        // Without records in it there is nothing left to do.
+        assert!(plan("b", &[20, 0], &states).was_finished());
+    }
+
+    #[test]
+    fn an_empty_range_is_finished_once_it_is_written_down() {
+        let none = HashMap::new();
+        let plan = plan("a", &[0], &none);
+        assert!(!plan.is_finished());
+        plan.note_states(&HashMap::from([(partition(0), state("a", 0, 0))]));
+        assert!(plan.is_finished());
+    }
+
+    #[test]
+    fn commits_of_others_say_nothing() {
+        for metadata in ["", "x", "{}", r#"{"run":"a","begin":5,"end":4}"#] {
+            assert_eq!(Note::parse(metadata), None, "{metadata}");
+        }
+    }
+}

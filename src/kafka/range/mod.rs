@@ -1,0 +1,225 @@
+//! A bounded part of the configured topics as a job of its own group: where it begins and ends in
+//! each partition is decided once and kept as the metadata of the group's commits, so that all
+//! workers of the job and every restart agree, on any machine. Must not know the pipeline.
+
+mod agree;
+mod ask;
+mod lag;
+mod spec;
+mod watch;
+
+use sha2::{Digest, Sha256};
+
+pub use lag::LagWatch;
+pub use spec::{OffsetRange, RangeError, RangeSpec, parse_time};
+
+pub(super) use agree::{Agreed, JobPlan};
+pub(super) use ask::{agree, note};
+pub(super) use watch::Watch;
+
+use super::settings::KafkaSettings;
+use crate::document::TopicPartition;
+
+/// Longest part of a job's name in the id of its group.
+const NAME_CHARACTERS: usize = 48;
+/// Hexadecimal digits of the digest in the id of the group.
+const DIGEST_DIGITS: usize = 16;
+
+/// What a backfill over Kafka is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeJob {
+    /// Name that the user gives; together with the two below it makes the job.
+    pub name: String,
+    /// What is read.
+    pub range: RangeSpec,
+    /// What the documents are made into; another one makes another job.
+    pub fingerprint: String,
+    /// Leave a job alone that is finished already, instead of starting it anew.
+    pub once: bool,
+}
+
+impl RangeJob {
+    /// The job's own consumer group. It begins with the live group's id, so that rights that are
+    /// given by prefix hold, and is never equal to it.
+    pub fn group_id(&self, settings: &KafkaSettings) -> String {
+        let name: String = self
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(NAME_CHARACTERS)
+            .collect();
+        format!(
+            "{}.backfill.{name}.{}",
+            settings.group_id,
+            self.digest(settings)
+        )
+    }
+
+    fn digest(&self, settings: &KafkaSettings) -> String {
+        let mut topics = settings.topics();
+        topics.sort_unstable();
+        let range = self.range.canonical();
+        let mut hash = Sha256::new();
+        for part in topics
+            .into_iter()
+            .chain([self.name.as_str(), &range, &self.fingerprint])
+        {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        let digest: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        digest.chars().take(DIGEST_DIGITS).collect()
+    }
+
+    /// The settings of the job's consumer: the live group is never touched.
+    pub(super) fn settings(&self, live: &KafkaSettings) -> KafkaSettings {
+        KafkaSettings {
+            group_id: self.group_id(live),
+            group_instance_id: None,
+            ..live.clone()
+        }
+    }
+}
+
+/// Offsets of one partition, the end not included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First offset wanted.
+    pub begin: i64,
+    /// After the last offset wanted.
+    pub end: i64,
+}
+
+impl Span {
+    /// Offsets in it.
+    pub fn offsets(self) -> u64 {
+        u64::try_from(self.end - self.begin).unwrap_or(0)
+    }
+}
+
+/// How far a job is in one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangePosition {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// What the job reads of it.
+    pub span: Span,
+    /// Everything below is accounted for.
+    pub next: i64,
+}
+
+impl RangePosition {
+    /// Offsets that are accounted for.
+    pub fn done(&self) -> u64 {
+        let next = self
+            .next
+            .clamp(self.span.begin, self.span.end.max(self.span.begin));
+        u64::try_from(next - self.span.begin).unwrap_or(0)
+    }
+
+    /// Whether all of it is.
+    pub fn is_done(&self) -> bool {
+        self.next >= self.span.end
+    }
+}
+
+/// How far a job is, over the work of all its workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RangeProgress {
+    /// The job's consumer group.
+    pub group: String,
+    /// Whether an unfinished run of the job was gone on with.
+    pub resumed: bool,
+    /// Offsets that were accounted for when this worker started.
+    pub done_at_start: u64,
+    /// By partition.
+    pub positions: Vec<RangePosition>,
+}
+
+impl RangeProgress {
+    /// Offsets of the whole job.
+    pub fn total(&self) -> u64 {
+        self.positions
+            .iter()
+            .map(|position| position.span.offsets())
+            .sum()
+    }
+
+    /// Offsets that are accounted for.
+    pub fn done(&self) -> u64 {
+        self.positions.iter().map(RangePosition::done).sum()
+    }
+
+    /// Whether everything is.
+    pub fn is_finished(&self) -> bool {
+        self.positions.iter().all(RangePosition::is_done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> RangeJob {
+        RangeJob {
+            name: "last night/每晚".to_owned(),
+            range: RangeSpec::Times {
+                from_ms: Some(1),
+                to_ms: None,
+            },
+            fingerprint: "f".to_owned(),
+            once: false,
+        }
+    }
+
+    #[test]
+    fn a_job_is_its_name_topics_range_and_fingerprint() {
+        let settings = KafkaSettings::default();
+        let group = job().group_id(&settings);
+        assert!(
+            group.starts_with("tcbert-worker.backfill.last-night---."),
+            "{group}"
+        );
+        assert_eq!(group, job().group_id(&settings));
+        let others = [
+            RangeJob {
+                name: "x".to_owned(),
+                ..job()
+            },
+            RangeJob {
+                range: RangeSpec::Times {
+                    from_ms: None,
+                    to_ms: Some(1),
+                },
+                ..job()
+            },
+            RangeJob {
+                fingerprint: "g".to_owned(),
+                ..job()
+            },
+        ];
+        for other in others {
+            assert_ne!(other.group_id(&settings), group);
+        }
+        let other_topic = KafkaSettings {
+            topic: "wire".to_owned(),
+            ..settings
+        };
+        assert_ne!(job().group_id(&other_topic), group);
+    }
+
+    #[test]
+    fn what_is_done_stays_within_the_range() {
+        let at = |next| RangePosition {
+            partition: TopicPartition::new("t", 0),
+            span: Span { begin: 10, end: 20 },
+            next,
+        };
+        assert_eq!((at(0).done(), at(15).done(), at(99).done()), (0, 5, 10));
+        assert!(!at(19).is_done() && at(20).is_done());
+    }
+}

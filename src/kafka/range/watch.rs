@@ -1,0 +1,180 @@
+//! Watches a job from beside its member: how far all workers are, when everything is done, and
+//! whether a partition that delivers nothing more has reached its end in a gap.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::client;
+use super::super::inspect::Inspector;
+use super::super::rebalance::{Phase, Shared};
+use super::super::settings::KafkaSettings;
+use super::agree::JobPlan;
+use super::{RangeJob, ask};
+use crate::document::{Generation, TopicPartition};
+use crate::source::SourceError;
+
+/// How often the group's commits are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(100);
+/// How long a partition delivers nothing before its end is looked for in a gap; it doubles.
+const IDLE: Duration = Duration::from_secs(2);
+const LONGEST_IDLE: Duration = Duration::from_secs(30);
+/// How often the same trouble is spoken of.
+const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
+
+/// Asks about a job.
+pub(crate) struct Watch {
+    inspector: Inspector,
+    settings: KafkaSettings,
+    partitions: Vec<TopicPartition>,
+    plan: Arc<JobPlan>,
+    said: Option<Instant>,
+}
+
+/// A partition that has delivered nothing for a while.
+struct Idle {
+    next: i64,
+    since: Instant,
+    patience: Duration,
+}
+
+impl Watch {
+    /// Decides what the job is: asks for the offsets of the range and for what was done before.
+    /// `settings` are those of the job's consumer.
+    ///
+    /// # Errors
+    /// When a topic does not exist, the range names what does not exist, or nobody answers.
+    pub(crate) fn open(settings: &KafkaSettings, job: &RangeJob) -> Result<Self, SourceError> {
+        let inspector = Inspector::new(settings)?;
+        let mut partitions = Vec::new();
+        for topic in settings.topics() {
+            let numbers = inspector
+                .partitions(topic)
+                .map_err(|error| unreachable(settings, &error))?;
+            if numbers.is_empty() {
+                return Err(SourceError::Fatal(format!(
+                    "the topic {topic} does not exist, so that there is nothing to read (kafka.topic)"
+                )));
+            }
+            partitions.extend(numbers.into_iter().map(|n| TopicPartition::new(topic, n)));
+        }
+        let fresh = ask::spans(&inspector.consumer, &job.range, &partitions)?;
+        let states = ask::states(&inspector.consumer, &partitions).map_err(|error| {
+            client::source_error(
+                "the committed offsets of the backfill cannot be read",
+                &error,
+            )
+        })?;
+        let run = uuid::Uuid::new_v4().simple().to_string();
+        let plan = JobPlan::new(settings.group_id.clone(), run, fresh, &states);
+        Ok(Self {
+            inspector,
+            settings: settings.clone(),
+            partitions,
+            plan: Arc::new(plan),
+            said: None,
+        })
+    }
+
+    /// The job as this worker sees it.
+    pub(crate) fn plan(&self) -> Arc<JobPlan> {
+        Arc::clone(&self.plan)
+    }
+
+    /// Watches on a thread of its own until the source closes.
+    pub(crate) fn spawn(mut self, shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<()>> {
+        thread::Builder::new()
+            .name("kafka-backfill".to_owned())
+            .spawn(move || {
+                let mut idle = HashMap::new();
+                let mut looked: Option<Instant> = None;
+                while shared.phase() != Phase::Closing {
+                    thread::sleep(TICK);
+                    if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                        self.look();
+                        looked = Some(Instant::now());
+                    }
+                    self.look_for_gaps(&shared, &mut idle);
+                }
+            })
+    }
+
+    fn look(&mut self) {
+        match ask::states(&self.inspector.consumer, &self.partitions) {
+            Ok(states) => self.plan.note_states(&states),
+            Err(error) => {
+                if self.said.is_none_or(|at| at.elapsed() >= REPEAT_LOG_AFTER) {
+                    self.said = Some(Instant::now());
+                    tracing::warn!(%error, "how far the backfill is cannot be asked for; trying again");
+                }
+            }
+        }
+    }
+
+    /// Finds partitions whose last offsets are a gap: nobody will deliver them.
+    fn look_for_gaps(&self, shared: &Shared, idle: &mut HashMap<TopicPartition, Idle>) {
+        let waiting = waiting(shared);
+        idle.retain(|partition, _| waiting.iter().any(|(held, ..)| held == partition));
+        for (partition, generation, next, end) in waiting {
+            let now = Instant::now();
+            let fresh = || Idle {
+                next,
+                since: now,
+                patience: IDLE,
+            };
+            let seen = idle.entry(partition.clone()).or_insert_with(fresh);
+            if seen.next != next {
+                *seen = fresh();
+            }
+            if seen.since.elapsed() < seen.patience {
+                continue;
+            }
+            match ask::is_gap(
+                &self.settings,
+                &partition,
+                next,
+                end,
+                shared.policy.accept_gap,
+            ) {
+                Ok(true) => {
+                    tracing::info!(%partition, next, end, "nothing stands below the end of the range any more");
+                    shared.desk.lock().reach_end(&partition, generation, next);
+                }
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, %partition, "looking for the end of a range"),
+            }
+            seen.since = Instant::now();
+            seen.patience = (seen.patience * 2).min(LONGEST_IDLE);
+        }
+    }
+}
+
+/// Partitions that have not reached their end, with what comes next; none while the pipeline holds
+/// the source back.
+fn waiting(shared: &Shared) -> Vec<(TopicPartition, Generation, i64, i64)> {
+    let desk = shared.desk.lock();
+    if desk.paused {
+        return Vec::new();
+    }
+    desk.all()
+        .filter(|held| !held.ended && !held.leaving)
+        .filter_map(|held| {
+            Some((
+                held.partition.clone(),
+                held.generation,
+                held.next?,
+                held.end?,
+            ))
+        })
+        .collect()
+}
+
+fn unreachable(settings: &KafkaSettings, error: &SourceError) -> SourceError {
+    SourceError::Fatal(format!(
+        "no kafka broker answered at kafka.brokers = {} within {} ms: {error}; is the address right, \
+         is the broker up, does it need security.protocol in kafka.properties?",
+        settings.brokers, settings.connect_timeout_ms
+    ))
+}
