@@ -13,7 +13,7 @@ use super::fuzz;
 /// Longest message of an error: it goes into a header.
 const LONGEST_MESSAGE: usize = 2_000;
 
-pub const JSON: [&str; 34] = [
+pub(super) const JSON: [&str; 34] = [
     "{",
     "}",
     "[",

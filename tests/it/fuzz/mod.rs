@@ -30,11 +30,11 @@ const MOST_KEPT: usize = 2_000;
 const LONGEST_INPUT: usize = 16 << 10;
 
 /// What one input did, for feedback: an input with a new feature is kept and mutated further.
-pub type Feature = String;
+pub(crate) type Feature = String;
 
 /// Runs `check` over the corpus of `target` and its mutations until the time is over. `words` are
 /// spliced in: the syntax of what is fuzzed.
-pub fn fuzz(target: &str, words: &[&str], mut check: impl FnMut(&[u8]) -> Feature) {
+pub(crate) fn fuzz(target: &str, words: &[&str], mut check: impl FnMut(&[u8]) -> Feature) {
     let corpus = corpus(target);
     assert!(!corpus.is_empty(), "no seeds for {target}");
     let mut random = Random(from_environment("TCBERT_FUZZ_SEED").unwrap_or(1.0) as u64);
@@ -56,7 +56,7 @@ pub fn fuzz(target: &str, words: &[&str], mut check: impl FnMut(&[u8]) -> Featur
             kept.push(input);
         }
     }
-    println!(
+    eprintln!(
         "{target}: {runs} inputs, {} behaviours, no finding",
         features.len()
     );
@@ -117,7 +117,7 @@ fn from_environment(name: &str) -> Option<f64> {
 
 /// SplitMix64: small, and the same on every machine.
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
