@@ -60,7 +60,8 @@ def keeps_capitals(tokenizer) -> bool:
     """True for a tokenizer that keeps capital letters over a vocabulary that has none (bert-base-chinese is published so)."""
     if tokenizer.do_lower_case:
         return False
-    return not any(re.search("[A-Z]", word) for word in tokenizer.get_vocab() if word not in SPECIAL and not word.startswith("["))
+    # Signs such as [MASK], [unused1] and the <S> of the published vocabulary are no words.
+    return not any(re.fullmatch(r"(##)?\w*[A-Z]\w*", word) for word in tokenizer.get_vocab())
 
 
 def plain_ids(tokenizer, text: str) -> list:

@@ -45,7 +45,7 @@ def vocabulary() -> tuple:
     signs = [sign for sign in signs if sign not in "😀🎁龘"]
     pieces = ["##" + sign for sign in "abcdefghijklmnopqrstuvwxyz0123456789"]
     unused = [f"[unused{index}]" for index in range(1, 100)]
-    return ("[PAD]", *unused, *SPECIAL[1:], *signs, *pieces)
+    return ("[PAD]", *unused, *SPECIAL[1:], "<S>", *signs, *pieces)
 
 
 def random_model(shape: Shape, seed: int = 7):

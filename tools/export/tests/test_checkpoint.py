@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import shutil
+import tomllib
 
 import numpy as np
 import pytest
@@ -109,9 +110,12 @@ def test_capitals_over_a_vocabulary_without_any_are_reported(tmp_path, model, ca
         convert.report_vocabulary(lowers)
         assert not caplog.records
         convert.report_vocabulary(keeps)
-    share = tokenizer.unknown_share(keeps, verify.texts())
-    assert share > tokenizer.unknown_share(lowers, verify.texts())
-    assert f"{100 * share:.2f} %" in caplog.text and "do_lower_case" in caplog.text
+    lower = [text.lower() for text in verify.texts()]
+    shares = tokenizer.unknown_share(keeps, verify.texts()), tokenizer.unknown_share(keeps, lower)
+    assert shares[0] > 2 * shares[1]
+    for share in shares:
+        assert f"{100 * share:.2f} %" in caplog.text
+    assert "do_lower_case" in caplog.text
 
 
 def settings(folder, **changes):
@@ -226,6 +230,17 @@ def test_a_bundle_beyond_its_limits_is_refused(tmp_path, model, monkeypatch):
     with pytest.raises(convert.Refusal, match="differs too much"):
         convert.export(loaded, request)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_may_lie_beside_its_checkpoint(folder):
+    before = {path.name for path in folder.iterdir()}
+    weights = (folder / "pytorch_model.bin").read_bytes()
+    for kind in ("fp32", "fp16"):
+        convert.export(checkpoint.load(str(folder)), convert.Request("bundle", folder, kind, allow_unverified=True))
+    assert {path.name for path in folder.iterdir()} == before | {"bundle.toml", "model.onnx", "tokenizer.json"}
+    assert (folder / "pytorch_model.bin").read_bytes() == weights
+    manifest = tomllib.loads((folder / "bundle.toml").read_text(encoding="utf-8"))
+    assert manifest["precision"] == "fp16" and set(manifest["files"]) == {"model.onnx", "tokenizer.json"}
 
 
 def broken(fuse):
