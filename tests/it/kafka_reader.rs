@@ -47,7 +47,7 @@ impl Reader {
 
     /// Reads a bounded job.
     pub(crate) fn start_range(settings: &KafkaSettings, job: &RangeJob) -> Self {
-        Self::over(KafkaSource::start_range(settings, job).unwrap())
+        Self::over(KafkaSource::start_range(settings, job).unwrap().unwrap())
     }
 
     fn over(source: KafkaSource) -> Self {

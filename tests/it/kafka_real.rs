@@ -8,8 +8,8 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tcbert_worker::document::{Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
-    DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, KafkaSettings, Properties, RangeFrom,
-    RangeJob, RangeTo, SampleProducer, SampleRecord, list_dead_letters,
+    DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, KafkaSettings, Properties, RangeJob,
+    RangeSpec, SampleProducer, SampleRecord, list_dead_letters,
 };
 use tcbert_worker::source::{
     CommitMode, DeadLetter, DeadLetterSink, Source, SourceEvent, SourceRecord,
@@ -461,12 +461,17 @@ fn a_pipeline_that_never_answers_gives_its_partitions_up() {
     );
 }
 
-fn job(id: &str, from: RangeFrom, to: RangeTo) -> RangeJob {
+fn job(name: &str, range: RangeSpec) -> RangeJob {
     RangeJob {
-        id: id.to_owned(),
-        from,
-        to,
+        name: name.to_owned(),
+        range,
+        fingerprint: "f".to_owned(),
+        once: false,
     }
+}
+
+fn times(from_ms: Option<i64>, to_ms: Option<i64>) -> RangeSpec {
+    RangeSpec::Times { from_ms, to_ms }
 }
 
 #[test]
@@ -476,7 +481,7 @@ fn a_range_ends_by_itself_while_producers_go_on() {
     };
     let ground = Ground::new(kafka, 3);
     ground.produce(&records(0..300, 3));
-    let whole = job("whole", RangeFrom::Beginning, RangeTo::Now);
+    let whole = job("whole", times(None, None));
     let mut reader = Reader::start_range(&ground.settings(), &whole);
     // Produced after the job was agreed on: none of its business.
     ground.produce(&records(300..600, 3));
@@ -484,7 +489,7 @@ fn a_range_ends_by_itself_while_producers_go_on() {
     assert_eq!(reader.unique_keys(), keys(0..300));
     assert_eq!(reader.keys.len(), 300);
     let progress = reader.source.range_progress().unwrap();
-    assert_eq!((progress.done, progress.total), (300, 300));
+    assert_eq!((progress.done(), progress.total()), (300, 300));
     drop(reader);
 
     // The live group knows nothing of it; a finished job begins anew, and now holds more.
@@ -511,20 +516,12 @@ fn a_range_is_chosen_by_time_or_by_offset() {
     ground.produce(&timed);
     let mut by_time = Reader::start_range(
         &ground.settings(),
-        &job(
-            "time",
-            RangeFrom::Time(start_ms + 50),
-            RangeTo::Time(start_ms + 120),
-        ),
+        &job("time", times(Some(start_ms + 50), Some(start_ms + 120))),
     );
     by_time.run_to_the_end();
     assert_eq!(by_time.unique_keys(), keys(50..120));
 
-    let by_offset = job(
-        "offset",
-        RangeFrom::Offsets([(1, 10)].into()),
-        RangeTo::Offsets([(1, 20)].into()),
-    );
+    let by_offset = job("offset", RangeSpec::parse_offsets("1:10..20").unwrap());
     let mut by_offset = Reader::start_range(&ground.settings(), &by_offset);
     by_offset.run_to_the_end();
     assert_eq!(by_offset.keys.len(), 10);
@@ -535,7 +532,7 @@ fn a_range_is_chosen_by_time_or_by_offset() {
             .all(|record| record.position.partition.partition == 1)
     );
 
-    let later = job("later", RangeFrom::Time(start_ms + 10_000), RangeTo::Now);
+    let later = job("later", times(Some(start_ms + 10_000), None));
     let mut nothing = Reader::start_range(&ground.settings(), &later);
     nothing.run_to_the_end();
     assert_eq!(nothing.keys.len(), 0);
@@ -548,7 +545,7 @@ fn an_unfinished_range_goes_on_where_it_was() {
     };
     let ground = Ground::new(kafka, 2);
     ground.produce(&records(0..2_000, 2));
-    let whole = job("resumed", RangeFrom::Beginning, RangeTo::Now);
+    let whole = job("resumed", times(None, None));
     let small = KafkaSettings {
         queue_records: 80,
         ..ground.settings()
@@ -561,7 +558,7 @@ fn an_unfinished_range_goes_on_where_it_was() {
     ground.produce(&records(2_000..2_100, 2));
     let mut second = Reader::start_range(&small, &whole);
     assert_eq!(
-        second.source.range_progress().unwrap().total,
+        second.source.range_progress().unwrap().total(),
         2_000,
         "the ends stay as they were"
     );
@@ -576,7 +573,7 @@ fn workers_share_a_range_and_take_over_what_another_leaves() {
     };
     let ground = Ground::new(kafka, 4);
     ground.produce(&records(0..8_000, 4));
-    let whole = job("shared", RangeFrom::Beginning, RangeTo::Now);
+    let whole = job("shared", times(None, None));
     let small = KafkaSettings {
         queue_records: 80,
         ..ground.settings()
@@ -597,7 +594,7 @@ fn workers_share_a_range_and_take_over_what_another_leaves() {
     all.extend(second.unique_keys());
     assert_eq!(all, keys(0..8_000));
     let progress = second.source.range_progress().unwrap();
-    assert_eq!(progress.done, progress.total);
+    assert_eq!(progress.done(), progress.total());
 }
 
 /// What stands last below the end may be markers of transactions, which are never delivered.
@@ -629,10 +626,10 @@ fn a_range_ends_behind_records_that_are_never_delivered() {
             producer.abort_transaction(PATIENCE).unwrap();
         }
     }
-    let whole = job("gaps", RangeFrom::Beginning, RangeTo::Now);
+    let whole = job("gaps", times(None, None));
     let mut reader = Reader::start_range(&ground.settings(), &whole);
     reader.run_to_the_end();
     assert_eq!(reader.keys, ["doc-0", "doc-0"]);
     let progress = reader.source.range_progress().unwrap();
-    assert_eq!((progress.done, progress.total), (8, 8));
+    assert_eq!((progress.done(), progress.total()), (8, 8));
 }
