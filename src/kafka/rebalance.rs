@@ -28,7 +28,8 @@ use crate::source::{CommitOffset, SourceError, SourceEvent};
 /// How long an event that must get through waits for a pipeline that reads nothing.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the start offsets are asked for before the client is left to find them itself.
-const PLAN_ATTEMPTS: u32 = 3;
+const PLAN_ATTEMPTS: u32 = 5;
+const PLAN_PAUSE: Duration = Duration::from_millis(300);
 
 /// Where the source is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -243,6 +244,7 @@ impl Callbacks {
                 Err(error @ SourceError::Fatal(_)) => return Err(error),
                 Err(SourceError::Transient(reason)) => {
                     tracing::warn!(reason, "the start offsets are not known yet");
+                    std::thread::sleep(PLAN_PAUSE);
                 }
             }
         }
@@ -267,6 +269,7 @@ impl Callbacks {
             if !matches!(outcome, Err(SourceError::Transient(_))) {
                 break;
             }
+            std::thread::sleep(PLAN_PAUSE);
             outcome = range::agree(consumer, job, partitions);
         }
         outcome

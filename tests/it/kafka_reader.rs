@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use tcbert_worker::kafka::{KafkaSettings, KafkaSource, SampleRecord};
+use tcbert_worker::kafka::{KafkaSettings, KafkaSource, RangeJob, SampleRecord};
 use tcbert_worker::source::{
     CommitMode, CommitOffset, Source, SourceError, SourceEvent, SourceRecord,
 };
@@ -35,13 +35,22 @@ pub(crate) struct Reader {
     pub(crate) records: Vec<SourceRecord>,
     pub(crate) failure: Option<SourceError>,
     pub(crate) acknowledges: bool,
+    pub(crate) ended: bool,
     pub(crate) revoked: usize,
     pub(crate) lost: usize,
 }
 
 impl Reader {
     pub(crate) fn start(settings: &KafkaSettings) -> Self {
-        let source = KafkaSource::start(settings).unwrap();
+        Self::over(KafkaSource::start(settings).unwrap())
+    }
+
+    /// Reads a bounded job.
+    pub(crate) fn start_range(settings: &KafkaSettings, job: &RangeJob) -> Self {
+        Self::over(KafkaSource::start_range(settings, job).unwrap().unwrap())
+    }
+
+    fn over(source: KafkaSource) -> Self {
         Self {
             events: source.events(),
             source,
@@ -50,6 +59,7 @@ impl Reader {
             records: Vec::new(),
             failure: None,
             acknowledges: true,
+            ended: false,
             revoked: 0,
             lost: 0,
         }
@@ -84,7 +94,13 @@ impl Reader {
                 self.lost += partitions.len();
                 self.watermarks.lose(&partitions);
             }
-            SourceEvent::Ended => panic!("a source without end has ended"),
+            SourceEvent::Ended => {
+                assert!(
+                    self.source.range_progress().is_some(),
+                    "a source without end has ended"
+                );
+                self.ended = true;
+            }
             SourceEvent::Failed(error) => self.failure = Some(error),
         }
     }
@@ -130,6 +146,22 @@ impl Reader {
         self.source.commit(&offsets, mode)?;
         self.watermarks.mark_committed(&offsets);
         Ok(offsets)
+    }
+
+    /// Handles events and commits, as a pipeline does, until the bounded job has ended.
+    pub(crate) fn run_to_the_end(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.ended {
+            self.run_for(Duration::from_millis(10));
+            self.commit(CommitMode::Background).unwrap();
+            assert!(
+                Instant::now() < deadline && self.failure.is_none(),
+                "no end: {} records, progress {:?}, failure {:?}",
+                self.keys.len(),
+                self.source.range_progress(),
+                self.failure
+            );
+        }
     }
 
     pub(crate) fn read_all(&mut self, count: usize) {

@@ -8,8 +8,8 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tcbert_worker::document::{Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
-    DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, KafkaSettings, Properties,
-    SampleProducer, SampleRecord, list_dead_letters,
+    DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, KafkaSettings, Properties, RangeJob,
+    RangeSpec, SampleProducer, SampleRecord, list_dead_letters,
 };
 use tcbert_worker::source::{
     CommitMode, DeadLetter, DeadLetterSink, Source, SourceEvent, SourceRecord,
@@ -459,4 +459,177 @@ fn a_pipeline_that_never_answers_gives_its_partitions_up() {
         kept.iter()
             .any(|event| matches!(event, SourceEvent::Revoked { .. }))
     );
+}
+
+fn job(name: &str, range: RangeSpec) -> RangeJob {
+    RangeJob {
+        name: name.to_owned(),
+        range,
+        fingerprint: "f".to_owned(),
+        once: false,
+    }
+}
+
+fn times(from_ms: Option<i64>, to_ms: Option<i64>) -> RangeSpec {
+    RangeSpec::Times { from_ms, to_ms }
+}
+
+#[test]
+fn a_range_ends_by_itself_while_producers_go_on() {
+    let Some(kafka) = apache_kafka::shared("a_range_ends_by_itself") else {
+        return;
+    };
+    let ground = Ground::new(kafka, 3);
+    ground.produce(&records(0..300, 3));
+    let whole = job("whole", times(None, None));
+    let mut reader = Reader::start_range(&ground.settings(), &whole);
+    // Produced after the job was agreed on: none of its business.
+    ground.produce(&records(300..600, 3));
+    reader.run_to_the_end();
+    assert_eq!(reader.unique_keys(), keys(0..300));
+    assert_eq!(reader.keys.len(), 300);
+    let progress = reader.source.range_progress().unwrap();
+    assert_eq!((progress.done(), progress.total()), (300, 300));
+    drop(reader);
+
+    // The live group knows nothing of it; a finished job begins anew, and now holds more.
+    let mut live = Reader::start(&ground.settings());
+    live.read_all(600);
+    drop(live);
+    let mut again = Reader::start_range(&ground.settings(), &whole);
+    again.run_to_the_end();
+    assert_eq!(again.keys.len(), 600);
+}
+
+#[test]
+fn a_range_is_chosen_by_time_or_by_offset() {
+    let Some(kafka) = apache_kafka::shared("a_range_is_chosen_by_time_or_by_offset") else {
+        return;
+    };
+    let ground = Ground::new(kafka, 2);
+    let start_ms = 1_700_000_000_000;
+    let timed: Vec<SampleRecord> = records(0..200, 2)
+        .into_iter()
+        .zip(start_ms..)
+        .map(|(record, time)| record.at(time))
+        .collect();
+    ground.produce(&timed);
+    let mut by_time = Reader::start_range(
+        &ground.settings(),
+        &job("time", times(Some(start_ms + 50), Some(start_ms + 120))),
+    );
+    by_time.run_to_the_end();
+    assert_eq!(by_time.unique_keys(), keys(50..120));
+
+    let by_offset = job("offset", RangeSpec::parse_offsets("1:10..20").unwrap());
+    let mut by_offset = Reader::start_range(&ground.settings(), &by_offset);
+    by_offset.run_to_the_end();
+    assert_eq!(by_offset.keys.len(), 10);
+    assert!(
+        by_offset
+            .records
+            .iter()
+            .all(|record| record.position.partition.partition == 1)
+    );
+
+    let later = job("later", times(Some(start_ms + 10_000), None));
+    let mut nothing = Reader::start_range(&ground.settings(), &later);
+    nothing.run_to_the_end();
+    assert_eq!(nothing.keys.len(), 0);
+}
+
+#[test]
+fn an_unfinished_range_goes_on_where_it_was() {
+    let Some(kafka) = apache_kafka::shared("an_unfinished_range_goes_on_where_it_was") else {
+        return;
+    };
+    let ground = Ground::new(kafka, 2);
+    ground.produce(&records(0..2_000, 2));
+    let whole = job("resumed", times(None, None));
+    let small = KafkaSettings {
+        queue_records: 80,
+        ..ground.settings()
+    };
+    let mut first = Reader::start_range(&small, &whole);
+    first.run_to("a part", |reader| reader.keys.len() >= 500);
+    first.commit(CommitMode::Wait).unwrap();
+    let done = first.keys.len();
+    drop(first);
+    ground.produce(&records(2_000..2_100, 2));
+    let mut second = Reader::start_range(&small, &whole);
+    assert_eq!(
+        second.source.range_progress().unwrap().total(),
+        2_000,
+        "the ends stay as they were"
+    );
+    second.run_to_the_end();
+    assert_eq!(second.keys.len(), 2_000 - done);
+}
+
+#[test]
+fn workers_share_a_range_and_take_over_what_another_leaves() {
+    let Some(kafka) = apache_kafka::shared("workers_share_a_range") else {
+        return;
+    };
+    let ground = Ground::new(kafka, 4);
+    ground.produce(&records(0..8_000, 4));
+    let whole = job("shared", times(None, None));
+    let small = KafkaSettings {
+        queue_records: 80,
+        ..ground.settings()
+    };
+    let mut first = Reader::start_range(&small, &whole);
+    let mut second = Reader::start_range(&small, &whole);
+    let deadline = Instant::now() + PATIENCE;
+    while second.keys.len() < 500 {
+        assert!(Instant::now() < deadline);
+        // The first takes its partitions and does next to nothing.
+        first.run_for(Duration::from_millis(1));
+        second.run_for(Duration::from_millis(10));
+        second.commit(CommitMode::Background).unwrap();
+    }
+    let mut all = first.unique_keys();
+    drop(first);
+    second.run_to_the_end();
+    all.extend(second.unique_keys());
+    assert_eq!(all, keys(0..8_000));
+    let progress = second.source.range_progress().unwrap();
+    assert_eq!(progress.done(), progress.total());
+}
+
+/// What stands last below the end may be markers of transactions, which are never delivered.
+#[test]
+fn a_range_ends_behind_records_that_are_never_delivered() {
+    let Some(kafka) = apache_kafka::shared("a_range_ends_behind_gaps") else {
+        return;
+    };
+    let ground = Ground::new(kafka, 2);
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.bootstrap_servers())
+        .set("transactional.id", unique("transaction"))
+        .create()
+        .unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    for (commits, key) in [(true, "doc-0"), (false, "doc-1")] {
+        producer.begin_transaction().unwrap();
+        for partition in 0..2 {
+            let record = BaseRecord::to(&ground.topic)
+                .key(key)
+                .payload("x")
+                .partition(partition);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        if commits {
+            producer.commit_transaction(PATIENCE).unwrap();
+        } else {
+            producer.flush(PATIENCE).unwrap();
+            producer.abort_transaction(PATIENCE).unwrap();
+        }
+    }
+    let whole = job("gaps", times(None, None));
+    let mut reader = Reader::start_range(&ground.settings(), &whole);
+    reader.run_to_the_end();
+    assert_eq!(reader.keys, ["doc-0", "doc-0"]);
+    let progress = reader.source.range_progress().unwrap();
+    assert_eq!((progress.done(), progress.total()), (8, 8));
 }
