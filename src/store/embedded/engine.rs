@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use qdrant_edge::{
     CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard, EdgeVectorParams,
-    FieldIndexOperations, PayloadFieldSchema, PointOperations, UpdateOperation,
+    FieldIndexOperations, PayloadFieldSchema, PointOperations, UpdateOperation, WalOptions,
 };
 use serde_json::{Map, Value};
 
@@ -26,6 +26,10 @@ use crate::store::{
 
 /// Writes after which the segments are looked at: removed points are cleaned up, the graph is built.
 const OPTIMISE_EVERY_POINTS: usize = 50_000;
+/// Bytes of one file of the log.
+const LOG_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of the smallest write in the log, about: a marker.
+const SMALLEST_ENTRY_BYTES: usize = 256;
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_secs(1);
 const MEGABYTE: u64 = 1_000_000;
@@ -108,11 +112,15 @@ impl Engine {
             )));
         };
         self.set_optimizers(&shard, vector_size)?;
-        Ok(Collection {
+        let collection = Collection {
             shard,
             vector_name,
             vector_size,
-        })
+        };
+        if !self.folder.take_closed()? {
+            collection.skip_numbers(LOG_SEGMENT_BYTES / SMALLEST_ENTRY_BYTES)?;
+        }
+        Ok(collection)
     }
 
     /// The graph's threshold follows the settings, not those of the day of creation.
@@ -207,7 +215,7 @@ impl Engine {
 
     fn suspend(&mut self, state: State) {
         if let State::Open(collection) = std::mem::replace(&mut self.state, state)
-            && let Err(error) = collection.close()
+            && let Err(error) = collection.close().and_then(|()| self.folder.note_closed())
         {
             tracing::warn!(%error, "the embedded store did not close cleanly");
         }
@@ -317,6 +325,8 @@ impl Engine {
                 self.folder.collection()
             )));
         }
+        // What a removed collection left says nothing about this one.
+        self.folder.take_closed()?;
         let path = self.folder.shard();
         std::fs::create_dir_all(&path).map_err(|error| {
             StoreError::Fatal(format!("cannot make {}: {error}", path.display()))
@@ -327,6 +337,10 @@ impl Engine {
         let config = EdgeConfig::builder()
             .vector(spec.vector_name.as_str(), params)
             .on_disk_payload(true)
+            .wal_options(WalOptions {
+                segment_capacity: LOG_SEGMENT_BYTES,
+                ..WalOptions::default()
+            })
             .optimizers(self.optimizers(spec.vector_size))
             .build();
         let shard = guard(|| EdgeShard::new(&path, config))?;
@@ -403,7 +417,9 @@ impl Engine {
         let flushed = self.flush();
         let failed = State::Failed(StoreError::Fatal("the store has been closed".into()));
         if let State::Open(collection) = std::mem::replace(&mut self.state, failed) {
-            flushed.and(collection.close())
+            flushed?;
+            collection.close()?;
+            self.folder.note_closed()
         } else {
             flushed
         }
