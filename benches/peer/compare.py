@@ -64,6 +64,9 @@ def main():
 class Broker:
     """The broker of the bench, a process of its own."""
 
+    def __init__(self, partitions=PARTITIONS):
+        self.partitions = partitions
+
     def __enter__(self):
         self.process = subprocess.Popen([BINARY, "bench", "--serve-broker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.servers = json.loads(self.process.stdout.readline())["brokers"]
@@ -74,7 +77,7 @@ class Broker:
         self.process.wait(timeout=30)
 
     def fill(self, topic, mix, documents):
-        wish = {"topic": topic, "partitions": PARTITIONS, "mix": mix, "documents": documents, "seed": 1, "per_second": None}
+        wish = {"topic": topic, "partitions": self.partitions, "mix": mix, "documents": documents, "seed": 1, "per_second": None}
         self.process.stdin.write(json.dumps(wish) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
