@@ -69,6 +69,10 @@ BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),mod
 bench: build $$(BENCH_BUNDLE) ## measured throughput of each stage and of the whole (ARGS='--json', '--shape 330m')
 	$(BINARY) bench $(ARGS)
 
+.PHONY: bench-memory
+bench-memory: build ## whether memory stays flat over 200,000 documents
+	$(BINARY) bench --memory 200000 $(ARGS)
+
 .PHONY: bench-peer
 bench-peer: build .venv-peer/.ready $$(BENCH_BUNDLE) ## the same work by a worker in Python, in turn with ours
 	.venv-peer/bin/python benches/peer/compare.py $(ARGS)

@@ -9,6 +9,11 @@ use serde::Deserialize;
 
 use crate::bounds::{Violation, check_range};
 
+/// Token budget on a processor: a batch whose activations stay in its caches. Measured with 4 layers of
+/// 256 on one core: 640 tokens 1.26 ms for a title, 2560 tokens 1.55 ms.
+const CPU_TOKEN_BUDGET: usize = 768;
+/// Token budget on a GPU, which needs many rows to be busy.
+const GPU_TOKEN_BUDGET: usize = 16_384;
 /// Largest token budget of a batch.
 const MAX_TOKEN_BUDGET: usize = 1 << 22;
 /// Most rows of a batch.
@@ -22,7 +27,7 @@ const MAX_LINGER_MS: u64 = 60_000;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchSettings {
-    /// Most tokens of a batch, padding counted.
+    /// Most tokens of a batch, padding counted; 0 until [`BatchSettings::resolve`] has chosen.
     pub token_budget: usize,
     /// Most documents of a batch.
     pub max_rows: usize,
@@ -37,8 +42,8 @@ pub struct BatchSettings {
 impl Default for BatchSettings {
     fn default() -> Self {
         Self {
-            token_budget: 4096,
-            max_rows: 64,
+            token_budget: 0,
+            max_rows: 1024,
             window_documents: 1024,
             linger_ms: 20,
             max_padding: 0.1,
@@ -54,7 +59,7 @@ impl BatchSettings {
             &mut violations,
             "token_budget",
             self.token_budget,
-            1,
+            0,
             MAX_TOKEN_BUDGET,
         );
         check_range(&mut violations, "max_rows", self.max_rows, 1, MAX_ROWS);
@@ -75,6 +80,17 @@ impl BatchSettings {
         );
         check_range(&mut violations, "max_padding", self.max_padding, 0.0, 1.0);
         violations
+    }
+
+    /// Chooses the token budget by the device where none is configured.
+    pub fn resolve(&mut self, on_gpu: bool) {
+        if self.token_budget == 0 {
+            self.token_budget = if on_gpu {
+                GPU_TOKEN_BUDGET
+            } else {
+                CPU_TOKEN_BUDGET
+            };
+        }
     }
 
     /// Longest time a document waits for company.
@@ -434,10 +450,10 @@ mod tests {
         (0..documents).map(|_| length()).collect()
     }
 
-    #[test]
-    fn a_mixed_load_is_padded_by_less_than_a_twentieth() {
+    /// Padding efficiency of a mixed load, and how full its batches are.
+    fn mixed_load(settings: &BatchSettings) -> (f64, f64) {
         let now = Instant::now();
-        let mut planner = BatchPlanner::new(&BatchSettings::default());
+        let mut planner = BatchPlanner::new(settings);
         let (mut real, mut padded, mut batches) = (0, 0, 0);
         let mut count = |batch: Option<Batch<Item>>| {
             batch.is_some_and(|batch| {
@@ -454,11 +470,22 @@ mod tests {
             planner.push(item(number, tokens), now).unwrap();
         }
         while count(planner.next_batch(now, true)) {}
-        let efficiency = real as f64 / padded as f64;
-        assert!(efficiency >= 0.95, "{efficiency}");
-        let fill = padded as f64 / f64::from(batches) / 4096.0;
-        assert!(fill >= 0.7, "batches are filled to {fill} of the budget");
-        println!("padding efficiency {efficiency:.4}, fill {fill:.3}");
+        let fill = padded as f64 / f64::from(batches) / settings.token_budget as f64;
+        (real as f64 / padded as f64, fill)
+    }
+
+    #[test]
+    fn a_mixed_load_is_padded_by_less_than_a_twentieth() {
+        for on_gpu in [false, true] {
+            let mut settings = BatchSettings::default();
+            settings.resolve(on_gpu);
+            let (efficiency, fill) = mixed_load(&settings);
+            println!("gpu {on_gpu}: padding efficiency {efficiency:.4}, fill {fill:.3}");
+            assert!(efficiency >= 0.95, "{efficiency}");
+            // On a processor an article goes alone, and a batch need not be full to be fast.
+            let least = if on_gpu { 0.7 } else { 0.5 };
+            assert!(fill >= least, "batches are filled to {fill} of the budget");
+        }
     }
 
     /// What happens to a planner: a document arrives, time passes, a batch is asked for.
@@ -582,10 +609,22 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_is_chosen_by_the_device_where_none_is_configured() {
+        let mut settings = BatchSettings::default();
+        settings.resolve(false);
+        assert_eq!(settings.token_budget, CPU_TOKEN_BUDGET);
+        let mut settings = BatchSettings::default();
+        settings.resolve(true);
+        assert_eq!(settings.token_budget, GPU_TOKEN_BUDGET);
+        settings.resolve(false);
+        assert_eq!(settings.token_budget, GPU_TOKEN_BUDGET);
+    }
+
+    #[test]
     fn bounds_of_the_settings() {
         assert!(BatchSettings::default().violations().is_empty());
         let wrong = BatchSettings {
-            token_budget: 0,
+            token_budget: usize::MAX,
             max_rows: 0,
             window_documents: 0,
             linger_ms: 3_600_000,

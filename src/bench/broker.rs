@@ -72,7 +72,8 @@ fn say(answer: &Answer) -> Result<(), BenchError> {
 }
 
 fn fill(broker: &EmbeddedBroker, wish: &Fill) -> Result<usize, BenchError> {
-    let mix = Mix::parse(&wish.mix).ok_or_else(|| BenchError::setup(format!("no mix {}", wish.mix)))?;
+    let mix =
+        Mix::parse(&wish.mix).ok_or_else(|| BenchError::setup(format!("no mix {}", wish.mix)))?;
     broker
         .create_topic(&wish.topic, wish.partitions)
         .map_err(BenchError::setup)?;
@@ -86,7 +87,9 @@ fn fill(broker: &EmbeddedBroker, wish: &Fill) -> Result<usize, BenchError> {
         records.push(SampleRecord::new(&document.id, body).to_partition(partition));
     }
     match wish.per_second {
-        None => producer.produce(&wish.topic, &records).map_err(BenchError::setup)?,
+        None => producer
+            .produce(&wish.topic, &records)
+            .map_err(BenchError::setup)?,
         Some(rate) => paced(&producer, &wish.topic, &records, rate)?,
     }
     Ok(records.len())
@@ -175,7 +178,10 @@ impl BrokerProcess {
 
     fn answer(&mut self) -> Result<Answer, BenchError> {
         let mut line = String::new();
-        let read = self.output.read_line(&mut line).map_err(BenchError::setup)?;
+        let read = self
+            .output
+            .read_line(&mut line)
+            .map_err(BenchError::setup)?;
         if read == 0 {
             return Err(BenchError::setup("the broker's process has ended"));
         }

@@ -32,7 +32,10 @@ pub(super) fn run(models: &[Lent], passes: &[PassInput]) -> Result<Progress, Ben
             .iter()
             .map(|model| scope.spawn(move || work(model.clone())))
             .collect();
-        threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
+        threads
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect()
     });
     for outcome in outcomes {
         outcome.map_err(|_| BenchError::failed("a thread of the ceiling panicked"))??;

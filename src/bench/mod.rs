@@ -8,6 +8,7 @@ mod broker;
 mod ceiling;
 mod corpus;
 mod lent;
+mod memory;
 mod probe;
 mod report;
 mod run;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use broker::{SERVE_ARGUMENT, serve as serve_broker};
 pub use corpus::Mix;
+pub use memory::{MemoryReport, measure_memory};
 pub use report::{MixReport, Report, picture};
 
 use crate::model::{Bundle, Model, OnnxModel, PassInput};
@@ -143,12 +145,20 @@ impl<'a> Bench<'a> {
         let (models, device) = if options.with_model {
             let models =
                 OnnxModel::load_all(&bundle, &settings.model).map_err(BenchError::setup)?;
-            let device = models.first().map_or(String::new(), |model| model.device().to_string());
-            let models = models.into_iter().map(|model| Lent::new(Box::new(model))).collect();
+            let device = models
+                .first()
+                .map_or(String::new(), |model| model.device().to_string());
+            let models = models
+                .into_iter()
+                .map(|model| Lent::new(Box::new(model)))
+                .collect();
             (models, device)
         } else {
             let hidden_size = bundle.manifest().hidden_size;
-            (vec![Lent::new(Box::new(NoModel { hidden_size }))], "none".to_owned())
+            (
+                vec![Lent::new(Box::new(NoModel { hidden_size }))],
+                "none".to_owned(),
+            )
         };
         Ok(Self {
             settings,
@@ -210,26 +220,32 @@ impl<'a> Bench<'a> {
         let peak_rss_mib = probe::peak_memory_mib();
         let passes: Vec<PassInput> = self.models.iter().flat_map(Lent::stop_recording).collect();
         // A text may take several passes: what counts is how many texts went through.
-        let passes_per_document = passes.iter().map(|pass| pass.batch).sum::<usize>() as f64
-            / documents as f64;
+        let passes_per_document =
+            passes.iter().map(|pass| pass.batch).sum::<usize>() as f64 / documents as f64;
 
         let (mut pipelines, mut ceilings, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         let mut infer = Duration::ZERO;
         for round in 1..=self.options.rounds {
             say(&format!("{name}: round {round} of {}", self.options.rounds));
-            let pipeline = self.run(&topic, documents).await?.notes.progress.per_second();
+            let pipeline = self
+                .run(&topic, documents)
+                .await?
+                .notes
+                .progress
+                .per_second();
             self.models.iter().for_each(|model| {
                 model.take_busy();
             });
-            let ceiling =
-                ceiling::run(&self.models, &passes)?.per_second() / passes_per_document;
+            let ceiling = ceiling::run(&self.models, &passes)?.per_second() / passes_per_document;
             infer += self.models.iter().map(Lent::take_busy).sum::<Duration>();
             ratios.push(pipeline / ceiling.max(f64::MIN_POSITIVE));
             pipelines.push(pipeline);
             ceilings.push(ceiling);
         }
         let inferred = (documents * self.options.rounds.max(1)) as f64;
-        stages.0.push(("infer", infer.as_secs_f64() * 1000.0 / inferred));
+        stages
+            .0
+            .push(("infer", infer.as_secs_f64() * 1000.0 / inferred));
 
         say(&format!("{name}: latency at half the load"));
         let rate = median(&pipelines);
@@ -248,11 +264,7 @@ impl<'a> Bench<'a> {
     }
 
     /// A first guess of documents a second, from a few batches of the runtime alone.
-    fn guess(
-        &self,
-        tagger: &Tagger,
-        sample: &[corpus::BenchDocument],
-    ) -> Result<f64, BenchError> {
+    fn guess(&self, tagger: &Tagger, sample: &[corpus::BenchDocument]) -> Result<f64, BenchError> {
         let mut encoded: Vec<_> = sample
             .iter()
             .take(GUESS_DOCUMENTS)
@@ -269,6 +281,20 @@ impl<'a> Bench<'a> {
     }
 
     async fn run(&self, topic: &str, documents: usize) -> Result<Seen, BenchError> {
+        let target = if self.options.configured_store {
+            Target::Configured
+        } else {
+            Target::Embedded
+        };
+        self.run_into(topic, documents, target).await
+    }
+
+    async fn run_into(
+        &self,
+        topic: &str,
+        documents: usize,
+        target: Target,
+    ) -> Result<Seen, BenchError> {
         run::pipeline(Plan {
             settings: self.settings,
             bundle: &self.bundle,
@@ -277,11 +303,7 @@ impl<'a> Bench<'a> {
             brokers: self.broker.bootstrap_servers(),
             topic,
             documents,
-            target: if self.options.configured_store {
-                Target::Configured
-            } else {
-                Target::Embedded
-            },
+            target,
         })
         .await
     }
@@ -339,12 +361,16 @@ fn start_seconds(settings: &Settings) -> Result<f64, BenchError> {
         .map_err(BenchError::setup)?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
-        BufReader::new(output).read_line(&mut line).map_err(BenchError::failed)?;
+        BufReader::new(output)
+            .read_line(&mut line)
+            .map_err(BenchError::failed)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let status = child.wait().map_err(BenchError::failed)?;
     if status.success() && line.contains("\"topic\"") {
         return Ok(seconds);
     }
-    Err(BenchError::failed(format!("`tcbert-worker tag` ended with {status} and {line:?}")))
+    Err(BenchError::failed(format!(
+        "`tcbert-worker tag` ended with {status} and {line:?}"
+    )))
 }

@@ -28,7 +28,10 @@ pub(super) struct Notes {
 
 impl Probe {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, notes: Mutex::default() }
+        Self {
+            store,
+            notes: Mutex::default(),
+        }
     }
 
     pub(super) fn notes(&self) -> Notes {
@@ -42,7 +45,10 @@ impl Probe {
 
 impl Store for Probe {
     fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let timestamps: Vec<i64> = batch.iter().map(|write| write.version().timestamp_ms).collect();
+        let timestamps: Vec<i64> = batch
+            .iter()
+            .map(|write| write.version().timestamp_ms)
+            .collect();
         Box::pin(async move {
             self.store.write(batch).await?;
             let now_ms = jiff::Timestamp::now().as_millisecond();
@@ -67,7 +73,10 @@ impl Store for Probe {
         self.store.count(filter)
     }
 
-    fn fetch(&self, id: DocumentId) -> BoxFuture<'_, Result<Option<Map<String, Value>>, StoreError>> {
+    fn fetch(
+        &self,
+        id: DocumentId,
+    ) -> BoxFuture<'_, Result<Option<Map<String, Value>>, StoreError>> {
         self.store.fetch(id)
     }
 
@@ -96,9 +105,25 @@ pub(super) fn reset_peak_memory() {
 
 /// The peak of the resident memory in MiB; 0 where the system does not say.
 pub(super) fn peak_memory_mib() -> f64 {
+    status_mib("VmHWM:")
+}
+
+/// The resident memory that belongs to no file, in MiB; 0 where the system does not say.
+pub(super) fn anonymous_memory_mib() -> f64 {
+    status_mib("RssAnon:")
+}
+
+fn status_mib(key: &str) -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+        .find_map(|line| {
+            line.strip_prefix(key)?
+                .trim()
+                .strip_suffix("kB")?
+                .trim()
+                .parse()
+                .ok()
+        })
         .map_or(0.0, |kib: f64| kib / 1024.0)
 }

@@ -63,7 +63,10 @@ impl Seen {
 
 /// Lends all models to a run.
 pub(super) fn lend(models: &[Lent]) -> Vec<Box<dyn Model>> {
-    models.iter().map(|model| Box::new(model.clone()) as Box<dyn Model>).collect()
+    models
+        .iter()
+        .map(|model| Box::new(model.clone()) as Box<dyn Model>)
+        .collect()
 }
 
 /// Runs until every document of the topic is durable.
@@ -93,13 +96,24 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
     let dead_letters = MemoryDeadLetters::default();
     let metrics = Metrics::new().map_err(BenchError::setup)?;
     let stages = engine
-        .into_stages(&settings, Arc::new(source), probe.clone(), Arc::new(dead_letters), metrics)
+        .into_stages(
+            &settings,
+            Arc::new(source),
+            probe.clone(),
+            Arc::new(dead_letters),
+            metrics,
+        )
         .map_err(BenchError::setup)?;
     let shutdown = CancellationToken::new();
     let counters = Arc::new(Counters::default());
     let watch = tokio::spawn(watch(probe.clone(), plan.documents, shutdown.clone()));
-    let outcome =
-        pipeline::run(stages, assemble::wiring(&settings), counters.clone(), shutdown).await;
+    let outcome = pipeline::run(
+        stages,
+        assemble::wiring(&settings),
+        counters.clone(),
+        shutdown,
+    )
+    .await;
     let complete = watch.await.unwrap_or(false);
     outcome.map_err(BenchError::failed)?;
     store.close().await.map_err(BenchError::failed)?;
@@ -112,7 +126,10 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
             counts.dead_lettered
         )));
     }
-    Ok(Seen { notes: probe.notes(), counts })
+    Ok(Seen {
+        notes: probe.notes(),
+        counts,
+    })
 }
 
 fn settings_of(plan: &Plan<'_>, folder: &Path) -> Settings {

@@ -89,7 +89,10 @@ fn records(documents: &[BenchDocument]) -> Result<Vec<SourceRecord>, BenchError>
         .zip(documents)
         .map(|(offset, document)| {
             Ok(SourceRecord {
-                position: RecordPosition { partition: partition.clone(), offset },
+                position: RecordPosition {
+                    partition: partition.clone(),
+                    offset,
+                },
                 generation: Generation(1),
                 timestamp_ms: Some(offset),
                 key: Some(document.id.clone().into_bytes()),
@@ -117,7 +120,10 @@ fn plan(settings: &Settings, tagger: &Tagger, encoded: &[EncodedText]) -> Vec<Ba
     let mut batches = Vec::new();
     let now = Instant::now();
     for (at, text) in encoded.iter().enumerate() {
-        let mut row = Row { at, tokens: tagger.row_tokens(text) };
+        let mut row = Row {
+            at,
+            tokens: tagger.row_tokens(text),
+        };
         while let Err(back) = planner.push(row, now) {
             batches.extend(planner.next_batch(now, false));
             row = back;
@@ -135,12 +141,17 @@ fn score(
     encoded: &[EncodedText],
     batches: &[Batch<Row>],
 ) -> Result<Vec<Tagging>, BenchError> {
-    let mut model = NoModel { hidden_size: tagger.hidden_size() };
+    let mut model = NoModel {
+        hidden_size: tagger.hidden_size(),
+    };
     let model: &mut dyn Model = &mut model;
     let mut taggings = Vec::with_capacity(encoded.len());
     for batch in batches {
-        let texts: Vec<&EncodedText> =
-            batch.items.iter().filter_map(|row| encoded.get(row.at)).collect();
+        let texts: Vec<&EncodedText> = batch
+            .items
+            .iter()
+            .filter_map(|row| encoded.get(row.at))
+            .collect();
         for tagging in tagger.tag(model, &texts).map_err(BenchError::failed)? {
             taggings.push(tagging.map_err(BenchError::failed)?);
         }
@@ -171,7 +182,10 @@ fn points(
                 position: record.position.clone(),
                 timestamp_ms: record.timestamp_ms.unwrap_or_default(),
             };
-            let topics = tagging.topics.into_iter().map(|topic| (topic.label, topic.probability));
+            let topics = tagging
+                .topics
+                .into_iter()
+                .map(|topic| (topic.label, topic.probability));
             let tagged = TaggedDocument {
                 document,
                 version,

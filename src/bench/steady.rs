@@ -29,7 +29,10 @@ impl Progress {
     /// short to say.
     pub(super) fn per_second(&self) -> f64 {
         let share = |part: f64| self.total as f64 * part;
-        let first = self.moments.iter().find(|(_, done)| *done as f64 >= share(FROM));
+        let first = self
+            .moments
+            .iter()
+            .find(|(_, done)| *done as f64 >= share(FROM));
         let last = self
             .moments
             .iter()
@@ -87,7 +90,11 @@ mod tests {
             progress.add(begin + Duration::from_secs_f64(seconds), 10);
         }
         assert_eq!(progress.total(), 1000);
-        assert!((progress.per_second() - 100.0).abs() < 1.0, "{}", progress.per_second());
+        assert!(
+            (progress.per_second() - 100.0).abs() < 1.0,
+            "{}",
+            progress.per_second()
+        );
     }
 
     #[test]

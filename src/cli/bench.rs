@@ -7,9 +7,12 @@ use clap::{Args, ValueEnum};
 
 use super::failure::Failure;
 use super::output;
-use crate::bench::{self, BenchOptions, Mix, Report};
+use crate::bench::{self, BenchOptions, MemoryReport, Mix, Report};
 use crate::model::Precision;
 use crate::settings::Settings;
+
+/// By what share anonymous memory may grow after the warm-up.
+const MOST_GROWTH: f64 = 0.05;
 
 /// Measure the throughput of each stage and of the whole.
 #[derive(Debug, Args)]
@@ -35,6 +38,9 @@ pub(super) struct Arguments {
     /// Rough length of one run in seconds.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     run_seconds: u64,
+    /// Only watch the memory while so many mixed documents run.
+    #[arg(long, value_name = "DOCUMENTS", value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
+    memory: Option<u32>,
     /// Write into the configured store instead of an embedded one.
     #[arg(long)]
     configured_store: bool,
@@ -97,6 +103,14 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         seed: arguments.seed,
     };
     let spinner = output::spinner("measuring");
+    if let Some(documents) = arguments.memory {
+        let documents = usize::try_from(documents).unwrap_or(usize::MAX);
+        let report = super::runtime()?
+            .block_on(bench::measure_memory(&settings, &options, documents))
+            .map_err(Failure::failed)?;
+        spinner.finish_and_clear();
+        return show_memory(&report, arguments.json);
+    }
     let say = |what: &str| spinner.set_message(what.to_owned());
     let report = super::runtime()?
         .block_on(bench::measure(&settings, &options, &say))
@@ -138,14 +152,52 @@ fn write_picture(arguments: &Arguments, report: &Report) -> Result<(), Failure> 
     written
         .and_then(|()| std::fs::write(&arguments.picture, bench::picture(report)))
         .map_err(|error| {
-            Failure::failed(format!("{} cannot be written: {error}", arguments.picture.display()))
+            Failure::failed(format!(
+                "{} cannot be written: {error}",
+                arguments.picture.display()
+            ))
         })
 }
 
+/// Memory that grows is a failure: a worker runs for months.
+fn show_memory(report: &MemoryReport, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        output::json(report)?;
+    } else {
+        output::line(format!(
+            "{} documents in {:.0} s: {:.1} MiB after the warm-up, {:.1} MiB at the end ({:+.1} %)",
+            report.documents,
+            report.seconds,
+            report.anonymous_mib_after_warm_up,
+            report.anonymous_mib_at_the_end,
+            100.0 * report.growth
+        ))?;
+    }
+    if report.growth <= MOST_GROWTH {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "memory grew by {}, more than {} is too much",
+        output::percent(report.growth),
+        output::percent(MOST_GROWTH)
+    )))
+}
+
 fn show(report: &Report, arguments: &Arguments) -> Result<(), Failure> {
-    output::line(format!("{} ({}) on {}", report.model, report.precision, report.device))?;
+    output::line(format!(
+        "{} ({}) on {}",
+        report.model, report.precision, report.device
+    ))?;
     let mut table = output::table(&[
-        "", "documents/s", "tokens/s", "ceiling", "ratio", "padding", "p50 ms", "p99 ms", "peak MiB",
+        "",
+        "documents/s",
+        "tokens/s",
+        "ceiling",
+        "ratio",
+        "padding",
+        "p50 ms",
+        "p99 ms",
+        "peak MiB",
     ]);
     for (name, mix) in &report.mixes {
         table.add_row(vec![

@@ -61,7 +61,7 @@ pub(super) fn tag_all(
             scope.spawn(|| {
                 while let Some(batch) = next(&queue, &failure) {
                     let rows = batch.items.len();
-                    match run(tagger, model.as_mut(), batch) {
+                    match run(tagger, model.as_mut(), &batch) {
                         Ok(tagged) => {
                             let mut answers = answers.lock();
                             for (index, answer) in tagged {
@@ -123,7 +123,7 @@ fn plan(settings: &BatchSettings, items: Vec<Item>) -> Vec<Batch<Item>> {
 fn run(
     tagger: &Tagger,
     model: &mut dyn Model,
-    batch: Batch<Item>,
+    batch: &Batch<Item>,
 ) -> Result<Vec<(usize, Tagged)>, AssembleError> {
     let texts: Vec<&EncodedText> = batch.items.iter().map(|item| &item.text).collect();
     let taggings = tagger.tag(model, &texts)?;

@@ -45,7 +45,7 @@ impl Field {
     }
 
     /// Its pointer as configured; empty for none.
-    pub(super) fn configured<'p>(self, pointers: &'p FieldPointers) -> &'p str {
+    pub(super) fn configured(self, pointers: &FieldPointers) -> &str {
         match self {
             Self::Id => &pointers.id,
             Self::Title => &pointers.title,

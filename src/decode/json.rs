@@ -15,13 +15,16 @@ use crate::bounds::Violation;
 /// Longest pointer in bytes.
 const LONGEST_POINTER_BYTES: usize = 512;
 
+/// Fields inside the value of one key, each behind these steps.
+type Inner = Vec<(Field, Vec<String>)>;
+
 /// What to do with the value of one key at the top of a record.
 #[derive(Debug, Clone)]
 enum Target {
     /// The value is the field: the fast path.
     Whole(Field),
-    /// Fields stand inside, each behind these steps.
-    Inside(Vec<(Field, Vec<String>)>),
+    /// Fields stand inside.
+    Inside(Inner),
 }
 
 /// Compiled pointers.
@@ -39,7 +42,7 @@ impl Mapping {
         keep_unmapped: bool,
     ) -> Result<Self, Vec<Violation>> {
         let mut violations = Vec::new();
-        let mut inside: Vec<(String, Vec<(Field, Vec<String>)>)> = Vec::new();
+        let mut inside: Vec<(String, Inner)> = Vec::new();
         for field in Field::ALL {
             let pointer = field.configured(pointers);
             if pointer.is_empty() {
@@ -240,9 +243,7 @@ fn pick(
         fields.set(*field, value);
     }
     for (_, path) in wanted {
-        let Some((last, parents)) = path.split_last() else {
-            return None;
-        };
+        let (last, parents) = path.split_last()?;
         // Entries of arrays stay: taking one out would move the others.
         let parent = parents
             .iter()

@@ -403,7 +403,7 @@ fn the_documented_defaults_are_the_real_ones() {
     struct Part {
         decode: DecodeSettings,
     }
-    let part: Part = toml::from_str(include_str!("../../config/parts/decode.toml")).unwrap();
+    let part: Part = toml::from_str(include_str!("../../config/default.toml")).unwrap();
     assert_eq!(part.decode, DecodeSettings::default());
 }
 

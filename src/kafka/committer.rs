@@ -2,7 +2,7 @@
 //! so that none overtakes another and each failure is known. (The client reports nothing of a
 //! commit that nobody waits for: rdkafka listens to events, librdkafka calls a callback only.)
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -82,10 +82,11 @@ impl Committer {
     }
 }
 
-/// Starts the thread. It ends when `shared` is closing.
+/// Starts the thread. It ends when `shared` is closing. It does not keep the consumer alive: the
+/// poll thread is to be the one that drops it, which leaves the group.
 pub(super) fn spawn(
     work: Work,
-    consumer: Arc<GroupConsumer>,
+    consumer: Weak<GroupConsumer>,
     shared: Arc<Shared>,
     interval: Duration,
 ) -> std::io::Result<thread::JoinHandle<()>> {
@@ -100,14 +101,22 @@ pub(super) fn spawn(
 
 impl Work {
     /// Waits for something to do, at most until failed commits are to be tried again.
-    fn step(&self, consumer: &GroupConsumer, shared: &Shared, interval: Duration) {
+    fn step(&self, consumer: &Weak<GroupConsumer>, shared: &Shared, interval: Duration) {
         crossbeam_channel::select! {
             recv(self.requests) -> request => match request {
-                Ok(request) => request.serve(consumer, shared),
+                Ok(request) => if let Some(consumer) = consumer.upgrade() {
+                    request.serve(&consumer, shared);
+                },
                 Err(_) => thread::sleep(interval),
             },
-            recv(self.wake) -> _ => commit_pending(consumer, shared),
-            default(interval) => commit_pending(consumer, shared),
+            recv(self.wake) -> _ => self.commit_pending(consumer, shared),
+            default(interval) => self.commit_pending(consumer, shared),
+        }
+    }
+
+    fn commit_pending(&self, consumer: &Weak<GroupConsumer>, shared: &Shared) {
+        if let Some(consumer) = consumer.upgrade() {
+            commit_pending(&consumer, shared);
         }
     }
 }

@@ -10,10 +10,9 @@ use crossbeam_channel::{Sender, TrySendError};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::topic_partition_list::Offset;
 
 use super::client;
-use super::rebalance::{GroupConsumer, Phase, Shared};
+use super::rebalance::{self, GroupConsumer, Phase, Shared};
 use super::start::{self, Start};
 use crate::document::{RecordPosition, TopicPartition};
 use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
@@ -30,8 +29,6 @@ const PAUSE_AFTER: Duration = Duration::from_millis(100);
 const ROOM_CHECK: Duration = Duration::from_millis(2);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
-/// How long leaving the group may take before the thread is left behind.
-pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(8);
 
 pub(super) struct PollThread {
     pub(super) consumer: Arc<GroupConsumer>,
@@ -61,7 +58,8 @@ impl PollThread {
         }
     }
 
-    /// Polls until the source is closed, then leaves the group.
+    /// Polls until the source is closed. Dropping the client then leaves the group: it polls on until
+    /// that is done.
     pub(super) fn run(mut self) {
         while self.shared.phase() != Phase::Closing {
             if !self.shared.delivers() {
@@ -92,7 +90,6 @@ impl PollThread {
             self.pass_on(idle);
             self.look_for_the_end();
         }
-        self.leave();
     }
 
     /// Stops fetching for good while staying a member.
@@ -224,7 +221,7 @@ impl PollThread {
         };
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset => {
-                self.recover_offsets()
+                self.recover_offsets();
             }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 if self.says(code) {
@@ -292,21 +289,21 @@ impl PollThread {
                 return;
             }
         };
-        for (partition, start) in starts {
-            let known = wanted.get(&partition).copied();
-            let offset = match start {
-                // A partition that is where it should be needs no seek.
-                Start::At(offset) if known == Some(offset) => continue,
-                Start::At(offset) => Offset::Offset(offset),
-                Start::Beginning => Offset::Beginning,
-            };
-            let TopicPartition { topic, partition } = &partition;
-            if let Err(error) = self
-                .consumer
-                .seek(topic, *partition, offset, Duration::ZERO)
-            {
-                tracing::warn!(%error, topic = &**topic, partition, "seek failed");
-            }
+        // A partition that is where it should be is left alone.
+        let stays = |(partition, start): &(TopicPartition, Start)| match start {
+            Start::At(offset) => wanted.get(partition) == Some(offset),
+            Start::Beginning => false,
+        };
+        let moves: Vec<_> = starts
+            .iter()
+            .filter(|start| !stays(start))
+            .cloned()
+            .collect();
+        if let Err(error) = rebalance::begin_anew(&self.consumer, &moves, &starts) {
+            tracing::warn!(%error, "partitions could not be read from where they should be");
+        }
+        if self.shared.desk.lock().paused {
+            self.pause_all();
         }
     }
 
@@ -326,18 +323,6 @@ impl PollThread {
         if finished {
             self.said_ended = true;
             self.consumer.context().announce(SourceEvent::Ended);
-        }
-    }
-
-    /// Leaves the group, within a bound.
-    fn leave(&self) {
-        let started = Instant::now();
-        if let Err(error) = self.consumer.close_queue() {
-            tracing::warn!(%error, "the group could not be left");
-            return;
-        }
-        while !self.consumer.closed() && started.elapsed() < CLOSE_WITHIN {
-            self.consumer.poll(POLL_WAIT);
         }
     }
 }

@@ -28,7 +28,8 @@ use crate::source::{CommitOffset, SourceError, SourceEvent};
 /// How long an event that must get through waits for a pipeline that reads nothing.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the start offsets are asked for before the client is left to find them itself.
-const PLAN_ATTEMPTS: u32 = 3;
+const PLAN_ATTEMPTS: u32 = 5;
+const PLAN_PAUSE: Duration = Duration::from_millis(300);
 
 /// Where the source is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -243,6 +244,7 @@ impl Callbacks {
                 Err(error @ SourceError::Fatal(_)) => return Err(error),
                 Err(SourceError::Transient(reason)) => {
                     tracing::warn!(reason, "the start offsets are not known yet");
+                    std::thread::sleep(PLAN_PAUSE);
                 }
             }
         }
@@ -267,6 +269,7 @@ impl Callbacks {
             if !matches!(outcome, Err(SourceError::Transient(_))) {
                 break;
             }
+            std::thread::sleep(PLAN_PAUSE);
             outcome = range::agree(consumer, job, partitions);
         }
         outcome
@@ -381,6 +384,34 @@ impl Callbacks {
             }
         }
     }
+}
+
+/// Lets the client begin anew in partitions that it has given up on: it does not seek in those.
+/// Where the protocol knows no increments all partitions are assigned again, each where it stands.
+pub(super) fn begin_anew(
+    consumer: &GroupConsumer,
+    moves: &[(TopicPartition, Start)],
+    all: &[(TopicPartition, Start)],
+) -> KafkaResult<()> {
+    let cooperative = matches!(
+        consumer.rebalance_protocol(),
+        RebalanceProtocol::Cooperative
+    );
+    let starts = if cooperative { moves } else { all };
+    let partitions: Vec<TopicPartition> = starts.iter().map(|(p, _)| p.clone()).collect();
+    if partitions.is_empty() {
+        return Ok(());
+    }
+    let starts: HashMap<_, _> = starts.iter().cloned().collect();
+    if cooperative {
+        consumer.incremental_unassign(&start::list(&partitions))?;
+    }
+    assign(consumer, &partitions, |partition| {
+        match starts.get(partition) {
+            Some(Start::At(offset)) => Offset::Offset(*offset),
+            Some(Start::Beginning) | None => Offset::Beginning,
+        }
+    })
 }
 
 fn assign(

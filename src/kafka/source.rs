@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -14,7 +14,7 @@ use super::client;
 use super::committer::{self, Committer};
 use super::counters::SourceCounters;
 use super::desk::{ChunkBounds, Desk};
-use super::poll::{CLOSE_WITHIN, CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
+use super::poll::{CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
 use super::range::{JobPlan, RangeJob, RangeProgress, Watch};
 use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
@@ -29,8 +29,8 @@ const MAX_CHUNK_RECORDS: usize = 1024;
 const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long to listen for why nothing answers.
 const FAULTS_WAIT: Duration = Duration::from_millis(100);
-/// Time beyond [`CLOSE_WITHIN`] that the thread has to end in.
-const THREAD_GRACE: Duration = Duration::from_secs(2);
+/// How long leaving the group may take before the thread is left behind.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A member of a consumer group.
 pub struct KafkaSource {
@@ -112,15 +112,15 @@ impl KafkaSource {
             .map_err(|error| client::source_error("the topics cannot be subscribed", &error))?;
 
         let consumer = Arc::new(consumer);
-        let poll = PollThread::new(Arc::clone(&consumer), Arc::clone(&shared), sender);
         let no_thread = |error| SourceError::Fatal(format!("a thread cannot be started: {error}"));
         committer::spawn(
             commits,
-            Arc::clone(&consumer),
+            Arc::downgrade(&consumer),
             Arc::clone(&shared),
             settings.commit_interval(),
         )
         .map_err(no_thread)?;
+        let poll = PollThread::new(consumer, Arc::clone(&shared), sender);
         let (alive, ended) = bounded(1);
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())
@@ -179,14 +179,13 @@ impl Source for KafkaSource {
 
     fn close(&self) {
         self.shared.advance(Phase::Closing);
+        self.committer.wake();
         let Some(thread) = self.thread.lock().take() else {
             return;
         };
         // The other end is dropped, never sent on: this waits for the thread or for the bound.
-        let _ = self.ended.recv_timeout(CLOSE_WITHIN + THREAD_GRACE);
-        if thread.is_finished()
-            || self.ended.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
-        {
+        let ended = self.ended.recv_timeout(CLOSE_WITHIN);
+        if ended == Err(RecvTimeoutError::Disconnected) {
             if thread.join().is_err() {
                 tracing::error!("the poll thread ended in a panic");
             }

@@ -137,6 +137,15 @@ impl Bundle {
         self.folder.join(GRAPH_FILE)
     }
 
+    /// Bytes of the graph with its weights.
+    pub(super) fn graph_bytes(&self) -> u64 {
+        let parts = self.manifest.files.iter();
+        parts
+            .filter(|(name, _)| name.starts_with(GRAPH_FILE))
+            .map(|(_, entry)| entry.bytes)
+            .sum()
+    }
+
     /// The tokenizer's file.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.folder.join(TOKENIZER_FILE)
@@ -420,6 +429,7 @@ mod tests {
         assert_eq!(bundle.manifest().precision, Precision::Fp32);
         assert!(bundle.is_verified());
         assert_eq!(bundle.fingerprint().len(), 64);
+        assert_eq!(bundle.graph_bytes(), 14);
         assert!(bundle.graph_path().is_file());
         assert!(bundle.tokenizer_path().is_file());
     }

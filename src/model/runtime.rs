@@ -256,7 +256,8 @@ pub enum RuntimeError {
     },
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 

@@ -70,7 +70,7 @@ impl OnnxModel {
         settings: &ModelSettings,
         device: Device,
     ) -> Result<Vec<Self>, ModelError> {
-        let parallelism = settings.parallelism(device);
+        let parallelism = settings.parallelism(device, bundle.graph_bytes());
         let load = || Self::load(environment, bundle, settings, device, parallelism.threads);
         // The first one alone: what is wrong is then said once.
         let mut sessions = vec![load()?];

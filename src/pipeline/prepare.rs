@@ -171,7 +171,7 @@ pub(super) fn spawn_prepare(
         .map(|index| {
             let (records, out) = (records.clone(), out.clone());
             spawn(context, format!("prepare-{index}"), move |context| {
-                run_prepare(context, &records, &out)
+                run_prepare(context, &records, &out);
             })
         })
         .collect()

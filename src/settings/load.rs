@@ -86,7 +86,7 @@ impl Tree {
         value
             .clone()
             .try_deserialize()
-            .map_err(|error| locate::<T>(name, &value, error))
+            .map_err(|error| locate::<T>(name, &value, &error))
     }
 
     /// Where the value of `section.key` came from.
@@ -279,8 +279,8 @@ fn describe(error: ConfigError) -> SettingsError {
 }
 
 /// Names the key that cannot be read: the one whose absence lets the section pass.
-fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: ConfigError) -> SettingsError {
-    let reason = match &error {
+fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: &ConfigError) -> SettingsError {
+    let reason = match error {
         ConfigError::Type {
             unexpected,
             expected,

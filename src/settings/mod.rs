@@ -54,7 +54,7 @@ impl Settings {
     /// each with the key, the value, where it came from and what is allowed.
     pub fn load(origins: &Origins) -> Result<Self, SettingsError> {
         let tree = load::Tree::load(origins)?;
-        let settings = Self {
+        let mut settings = Self {
             kafka: tree.section("kafka")?,
             dead_letter: tree.section("dead_letter")?,
             decode: tree.section("decode")?,
@@ -68,6 +68,7 @@ impl Settings {
             log: tree.section("log")?,
         };
         settings.check(&tree)?;
+        settings.batch.resolve(settings.model.on_gpu());
         Ok(settings)
     }
 

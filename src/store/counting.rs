@@ -109,6 +109,14 @@ impl Admin for CountingStore {
         done(())
     }
 
+    fn graph_threshold(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        done(0)
+    }
+
+    fn set_graph_threshold(&self, _kilobytes: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        done(())
+    }
+
     fn write_metadata(
         &self,
         _metadata: BTreeMap<String, Value>,

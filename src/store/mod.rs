@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::document::{DocumentId, Version};
 
 pub mod batch;
+pub mod bulk;
 pub mod counting;
 pub mod embedded;
 pub mod migrate;
@@ -193,6 +194,13 @@ pub trait Admin: Send + Sync {
 
     /// Drops the index of a payload key; nothing where there is none.
     fn drop_index(&self, key: String) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Vector data in kilobytes from which a part of the collection gets a search graph, 0 for never.
+    fn graph_threshold(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Sets what [`graph_threshold`](Self::graph_threshold) gives; what it allows is built at once
+    /// (embedded) or soon (server).
+    fn set_graph_threshold(&self, kilobytes: u64) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Merges `metadata` into what the collection keeps about itself.
     fn write_metadata(

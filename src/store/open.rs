@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::store::bulk;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::migrate::{self, ApplyOptions};
 use crate::store::qdrant::QdrantStore;
@@ -48,10 +49,18 @@ pub async fn open(
     } else {
         migrate::check(&*store, &target).await
     };
+    let prepared = match prepared {
+        Ok(()) => bulk::end_abandoned(&*store, now).await.map(|ended| {
+            if ended {
+                tracing::warn!("switched the search graph on again, which a backfill left off");
+            }
+        }),
+        Err(error) => Err(error.into()),
+    };
     if let Err(error) = prepared {
         // The reason for giving up is the one to report.
         let _ = store.close().await;
-        return Err(error.into());
+        return Err(error);
     }
     Ok(store)
 }

@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn the_shipped_file_says_what_the_code_does() {
-        let shipped = include_str!("../../config/parts/store.toml");
+        let shipped = include_str!("../../config/default.toml");
         let table: toml::Table = shipped.parse().unwrap();
         let section: StoreSettings = table["store"].clone().try_into().unwrap();
         assert_eq!(section, StoreSettings::default());

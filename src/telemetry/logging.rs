@@ -56,6 +56,11 @@ impl LogSettings {
     }
 }
 
+/// What libraries say that means nothing to an operator: Qdrant's engine complains of flags that only
+/// its server sets, and Kafka's client of a queue that is gone by the time it is closed. A level that
+/// is set for them by name goes before these.
+const QUIET: &str = "qdrant_edge=error,rdkafka::consumer=off";
+
 /// `EnvFilter` takes any word for a module's name; a lone word must be a level.
 fn parse_filter(level: &str) -> Option<EnvFilter> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -69,7 +74,8 @@ fn parse_filter(level: &str) -> Option<EnvFilter> {
     if !well_formed {
         return None;
     }
-    EnvFilter::try_new(level).ok()
+    // Of two directives for one module the later one counts.
+    EnvFilter::try_new(format!("{QUIET},{level}")).ok()
 }
 
 /// Sends log lines to standard error from here on; once a process.
@@ -126,6 +132,17 @@ mod tests {
         for level in ["info", "WARN", "info,tcbert_worker::store=debug", "off"] {
             assert!(is_allowed(level), "{level:?}");
         }
+    }
+
+    #[test]
+    fn libraries_are_quiet_unless_they_are_asked_for() {
+        let filter = |level| parse_filter(level).unwrap().to_string();
+        let plain = filter("info");
+        assert!(plain.contains("qdrant_edge=error"), "{plain}");
+        assert!(plain.contains("rdkafka::consumer=off"), "{plain}");
+        let asked = filter("info,qdrant_edge=debug");
+        assert!(asked.contains("qdrant_edge=debug"), "{asked}");
+        assert!(!asked.contains("qdrant_edge=error"), "{asked}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 """Makes the committed goldens: two small random checkpoints, their bundles, and what the reference protocol says of fixed documents.
 
-    PYTHONPATH=tools python tests/goldens/make.py            (tools/requirements-torch.txt)
+    PYTHONPATH=. python tests/goldens/make.py            (tools/requirements-torch.txt)
 
 The documents, the taxonomies and the seeds are fixed; README.md beside this file describes the files it writes.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, MegatronBertConfig, MegatronBertForMaskedLM
 
-from export import checkpoint, convert, protocol
-from export.tokenizer import plain_ids
+from tools.export import checkpoint, convert, protocol
+from tools.export.tokenizer import plain_ids
 
 HERE = Path(__file__).parent
 TAXONOMIES = ("two", "ragged", "words", "single")

@@ -2,13 +2,24 @@
 
 // Tests say what they expect by unwrapping it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// What is skipped or measured is said on standard output.
+#![allow(clippy::print_stdout)]
+// One binary: what its modules share is reachable nowhere else.
+#![allow(unreachable_pub)]
 
+mod apache_kafka;
+mod batches;
 mod dead_letters;
+mod fuzz;
 mod goldens;
+mod kafka_reader;
+mod kafka_real;
 mod kafka_source;
 mod pipeline;
+mod pipeline_faults;
 mod process;
 mod qdrant_server;
+mod samples;
 mod store_contract;
 mod support;
 mod tidy;

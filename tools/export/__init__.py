@@ -1,1 +1,1 @@
-"""Turns a TCBert checkpoint into a verified bundle for the worker: `PYTHONPATH=tools python -m export --help`."""
+"""Turns a TCBert checkpoint into a verified bundle for the worker: `python -m tools.export --help`."""

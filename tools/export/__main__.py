@@ -1,4 +1,4 @@
-"""Command line: PYTHONPATH=tools python -m export CHECKPOINT --name NAME [--precision fp32|fp16|int8]"""
+"""Command line: python -m tools.export --checkpoint CHECKPOINT --name NAME [--precision fp32|fp16|int8], from the repository's root."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ MODELS = Path(__file__).resolve().parents[2] / "models"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="export", description="turn a TCBert checkpoint into a verified bundle for the worker")
-    parser.add_argument("checkpoint", help="a folder with config.json, vocab.txt and weights, or a model's name on the hub")
+    parser.add_argument("--checkpoint", required=True, help="a folder with config.json, vocab.txt and weights, or a model's name on the hub")
     parser.add_argument("--name", help="name of the bundle (default: the checkpoint's)")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     parser.add_argument("--out", type=Path, help="folder to write (default: models/NAME)")

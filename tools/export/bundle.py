@@ -14,14 +14,20 @@ from pathlib import Path
 MANIFEST = "bundle.toml"
 
 
+OWN_FILES = {MANIFEST, "model.onnx", "model.onnx.data", "tokenizer.json"}
+
+
 @contextlib.contextmanager
 def staged(target: Path):
-    """A folder beside `target` that takes its place when the block ends without an error."""
+    """A folder beside `target` that takes its place when the block ends without an error; files that are none of a bundle's stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "fresh"
         fresh.mkdir(mode=0o755)
         yield fresh
+        for other in target.iterdir() if target.is_dir() else ():  # such as the checkpoint's weights and card beside its bundle
+            if other.name not in OWN_FILES:
+                (shutil.copytree if other.is_dir() else shutil.copy2)(other, fresh / other.name)
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, Path(scratch) / "old")
         os.rename(fresh, target)
@@ -61,7 +67,3 @@ def sha256(path: Path) -> str:
 
 def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -77,20 +77,19 @@ def locate(name: str):
         return folder, folder.resolve().name, None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.exists():
         raise Refusal(f"{name} is neither a folder nor a model's name on the hub (owner/model)")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        # Prefer safetensors: fetching both layouts would double the download.
-        from huggingface_hub import list_repo_files
-
         names = list_repo_files(name)
+        # One layout of the weights is enough.
         skip = ["pytorch_model*"] if any(n.endswith(".safetensors") for n in names) else []
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=skip))
-    except Exception as error:  # the hub client raises many kinds; each means that nothing was fetched
-        first = str(error).strip().splitlines()
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = "the hub does not give it" if isinstance(error, HfHubHTTPError) else "the hub cannot be reached"
         raise Refusal(
-            f"cannot fetch {name} from the hub ({first[0] if first else type(error).__name__}); "
-            "if this machine has no access to it, download the files elsewhere and give their folder as CHECKPOINT"
+            f"cannot fetch {name}: {reason} ({type(error).__name__}). Where there is no access to it, download config.json, "
+            "vocab.txt and the weights elsewhere and give their folder as CHECKPOINT"
         ) from error
     return folder, name, folder.name
 

@@ -78,12 +78,14 @@ def fuse(path: Path, config, for_gpu: bool = False):
     """ONNX Runtime's transformers optimizer over a traced graph; returns its OnnxModel."""
     options = FusionOptions("bert")
     options.attention_mask_format = AttentionMaskFormat.AttentionMask
-    quiet = logging.getLogger("onnxruntime.transformers")
-    quiet.setLevel(logging.ERROR)
-    return optimizer.optimize_model(
-        str(path), model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size,
-        optimization_options=options, opt_level=0, use_gpu=for_gpu, only_onnxruntime=False,
-    )  # fmt: skip
+    logging.disable(logging.WARNING)  # the optimizer tells of patterns that it tried and did not find
+    try:
+        return optimizer.optimize_model(
+            str(path), model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size,
+            optimization_options=options, opt_level=0, use_gpu=for_gpu, only_onnxruntime=False,
+        )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def operators(model: onnx.ModelProto) -> dict:

@@ -3,6 +3,7 @@
 Owns how tokenizer_config.json is honoured (transformers' defaults: do_lower_case is true) and the tokenizer.json that the worker reads.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def load(folder: Path) -> BertTokenizerFast:
     if vocabulary.exists():
         check_vocabulary(vocabulary)
     try:
-        tokenizer = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = BertTokenizerFast.from_pretrained(str(folder), local_files_only=True, **unsaid(folder))
     except Exception as error:  # the reader of tokenizer.json raises bare exceptions
         raise Refusal(f"the tokenizer of {folder} cannot be read: {error}") from error
     words = tokenizer.get_vocab()
@@ -31,6 +32,17 @@ def load(folder: Path) -> BertTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def unsaid(folder: Path) -> dict:
+    """What a ready tokenizer.json says and tokenizer_config.json does not: BertTokenizerFast would put its defaults in its place."""
+    ready, configuration = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not ready.exists():
+        return {}
+    normalizer = json.loads(ready.read_text(encoding="utf-8")).get("normalizer") or {}
+    said = json.loads(configuration.read_text(encoding="utf-8")) if configuration.exists() else {}
+    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+    return {name: normalizer[key] for name, key in names.items() if key in normalizer and name not in said}
 
 
 def check_vocabulary(path: Path) -> None:
@@ -48,7 +60,8 @@ def keeps_capitals(tokenizer) -> bool:
     """True for a tokenizer that keeps capital letters over a vocabulary that has none (bert-base-chinese is published so)."""
     if tokenizer.do_lower_case:
         return False
-    return not any(re.search("[A-Z]", word) for word in tokenizer.get_vocab() if word not in SPECIAL and not word.startswith("["))
+    # Signs such as [MASK], [unused1] and the <S> of the published vocabulary are no words.
+    return not any(re.fullmatch(r"(##)?\w*[A-Z]\w*", word) for word in tokenizer.get_vocab())
 
 
 def plain_ids(tokenizer, text: str) -> list:

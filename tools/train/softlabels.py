@@ -17,7 +17,7 @@ FOLDS = 4
 SHARPEN = 1.5
 HARD_SHARE = 0.8
 TEXT_TOKENS = 64
-LONG_REPEATS = 0.35
+LONG_REPEATS = 0.2
 
 
 @dataclass
@@ -111,8 +111,8 @@ def news_group(news: News, opinions, words, free_extra=None) -> Group:
     blocks = (  # texts, targets, weight of the tnews target, of the thucnews target, repeats an epoch
         (news.tnews_texts, labelled, 1.0, 0.4, 3.0),
         (with_comma(news.tnews_texts, news.tnews_keywords), labelled, 1.0, 0.4, 1.0),
-        (news.free_texts, free, 1.0, 0.4, 1.0),
-        (news.thucnews_texts, thucnews, 0.3, 1.0, 1.0),
+        (news.free_texts, free, 1.0, 0.3, 0.8),
+        (news.thucnews_texts, thucnews, 0.3, 1.0, 1.8),
     )
     cut = [words(text) for texts, *_ in blocks for text in texts]
     sizes = [len(texts) for texts, *_ in blocks]

@@ -55,10 +55,18 @@ def bayes(features, labels, classes: int, alpha: float):
     return weights - weights.mean(0)
 
 
+def probabilities(regression, features, classes: int):
+    """predict_proba over all classes, nought for those that a small sample did not hold."""
+    found = np.zeros((features.shape[0], classes))
+    found[:, regression.classes_] = regression.predict_proba(features)
+    return found
+
+
 class ThucnewsTeacher:
     """Soft labels in the ten classes: naive Bayes and logistic regression on n-grams."""
 
     def __init__(self, counted: Counted, labels, classes: int = 10):
+        self.classes = classes
         self.weights = bayes(counted.sparse, labels, classes, 0.3)
         self.linear = LogisticRegression(C=10, max_iter=40).fit(counted.sparse, labels)
         self.latent = LogisticRegression(C=10, max_iter=200).fit(counted.dense, labels)
@@ -66,8 +74,8 @@ class ThucnewsTeacher:
     def __call__(self, counted: Counted):
         parts = (
             softmax(4 * (counted.sparse @ self.weights.T), axis=1),
-            self.linear.predict_proba(counted.sparse),
-            self.latent.predict_proba(counted.dense),
+            probabilities(self.linear, counted.sparse, self.classes),
+            probabilities(self.latent, counted.dense, self.classes),
         )
         return mixed(parts, (0.4, 0.45, 0.15))
 
@@ -81,18 +89,21 @@ class TnewsTeacher:
     """Soft labels in the fifteen classes: naive Bayes, and a regression on latent components and THUCNews opinions."""
 
     def __init__(self, titles: Counted, with_keywords: Counted, labels, thucnews: ThucnewsTeacher, classes: int = 15):
-        self.thucnews = thucnews
+        self.thucnews, self.classes = thucnews, classes
         self.weights = bayes(with_keywords.sparse, labels, classes, 1.0)
         rows = np.vstack([self._dense(titles), self._dense(with_keywords)])
         self.linear = LogisticRegression(C=1, max_iter=500).fit(rows, np.concatenate([labels, labels]))
 
     def _dense(self, counted: Counted):
-        latent = self.thucnews.latent.predict_proba(counted.dense)
+        latent = probabilities(self.thucnews.latent, counted.dense, self.thucnews.classes)
         bayesian = log_softmax(2 * (counted.sparse @ self.thucnews.weights.T), axis=1)
         return np.hstack([counted.dense, 0.3 * np.log(latent + FLOOR), 0.3 * np.maximum(bayesian, np.log(FLOOR))])
 
     def __call__(self, counted: Counted):
-        parts = (softmax(4 * (counted.sparse @ self.weights.T), axis=1), self.linear.predict_proba(self._dense(counted)))
+        parts = (
+            softmax(4 * (counted.sparse @ self.weights.T), axis=1),
+            probabilities(self.linear, self._dense(counted), self.classes),
+        )
         return mixed(parts, (0.5, 0.5))
 
 

@@ -180,7 +180,7 @@ class Tuning:
 
     def update(self, loss):
         recipe = self.recipe
-        warm, left = (self.step + 1) / (0.06 * recipe.steps), (recipe.steps - self.step) / recipe.steps
+        warm, left = (self.step + 1) / (0.06 * recipe.steps), max(0, recipe.steps - self.step) / recipe.steps
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.peak * max(0.01, min(1.0, warm, 1.06 * left))
         self.optimizer.zero_grad()
@@ -216,7 +216,10 @@ def keep(tuning: Tuning, out: Path) -> None:
 
 
 def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None) -> None:
-    """Tune `start` into `out` on the groups of `rows`; `measure(model)` returns what to log at the end of a pass."""
+    """Tune `start` into `out` on the groups of `rows`; `measure(model)` returns what to log at the end of a pass.
+
+    A file named `stop-at` in `out` may change the number of steps of a run under way.
+    """
     out.mkdir(parents=True, exist_ok=True)
     groups = pickle.loads(rows.read_bytes())
     tuning = Tuning(tokenizer, words, groups, start, recipe, seed)
@@ -224,10 +227,12 @@ def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, se
         tuning.restore(torch.load(out / "state.pt", weights_only=True))
     saved = logged = time.time()
     sums, count = {}, 0
-    while tuning.step < recipe.steps:
+    while tuning.step < tuning.recipe.steps:
         rng = np.random.default_rng([seed, tuning.epoch])
         batches = epoch_batches(groups, rng)
         for number, chosen in batches[tuning.done_in_epoch :]:
+            if (out / "stop-at").exists():
+                tuning.recipe = replace(recipe, steps=int((out / "stop-at").read_text()))
             batch_rng = np.random.default_rng([seed, tuning.step])
             loss, parts = tuning.loss(number, chosen, batch_rng)
             tuning.update(loss)
@@ -242,7 +247,7 @@ def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, se
             if time.time() - saved > SAVE_SECONDS:
                 keep(tuning, out)
                 saved = time.time()
-            if tuning.step >= recipe.steps:
+            if tuning.step >= tuning.recipe.steps:
                 break
         else:
             tuning.epoch, tuning.done_in_epoch = tuning.epoch + 1, 0

@@ -238,7 +238,10 @@ impl Report {
     }
 
     fn show_dead_letters(&self) -> Result<(), Failure> {
-        output::line("\nDead letters")?;
+        output::line(format_args!(
+            "\nDead letters, in the topic {}",
+            super::DEAD_LETTER_TOPIC
+        ))?;
         let mut table = output::table(&["from", "key", "stage", "why"]);
         for letter in &self.outcome.dead_letters {
             table.add_row(vec![

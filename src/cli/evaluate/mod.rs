@@ -70,7 +70,7 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         .map(|example| example.text.as_str())
         .collect();
     let tagged = tag_all(&mut engine, &settings.batch, &texts, |done| {
-        bar.set_position(done as u64)
+        bar.set_position(done as u64);
     })?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();

@@ -60,13 +60,17 @@ impl Watch {
             }
             partitions.extend(numbers.into_iter().map(|n| TopicPartition::new(topic, n)));
         }
-        let fresh = ask::spans(&inspector.consumer, &job.range, &partitions)?;
-        let states = ask::states(&inspector.consumer, &partitions).map_err(|error| {
-            client::source_error(
-                "the committed offsets of the backfill cannot be read",
-                &error,
-            )
-        })?;
+        let ask = || {
+            let fresh = ask::spans(&inspector.consumer, &job.range, &partitions)?;
+            let states = ask::states(&inspector.consumer, &partitions).map_err(|error| {
+                client::source_error(
+                    "the committed offsets of the backfill cannot be read",
+                    &error,
+                )
+            })?;
+            Ok((fresh, states))
+        };
+        let (fresh, states) = patiently(settings.connect_timeout(), ask)?;
         let run = uuid::Uuid::new_v4().simple().to_string();
         let plan = JobPlan::new(settings.group_id.clone(), run, fresh, &states);
         Ok(Self {
@@ -169,6 +173,23 @@ fn waiting(shared: &Shared) -> Vec<(TopicPartition, Generation, i64, i64)> {
             ))
         })
         .collect()
+}
+
+/// Asks again for a while: a group that is new to a cluster has no coordinator yet.
+fn patiently<T>(
+    patience: Duration,
+    ask: impl Fn() -> Result<T, SourceError>,
+) -> Result<T, SourceError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match ask() {
+            Err(SourceError::Transient(reason)) if Instant::now() < deadline => {
+                tracing::debug!(reason, "the backfill is not known yet; asking again");
+                thread::sleep(LOOK_EVERY);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn unreachable(settings: &KafkaSettings, error: &SourceError) -> SourceError {

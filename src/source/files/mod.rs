@@ -3,6 +3,7 @@
 //! Knows the formats and how far a job has come; must not know what a document is. Each file is a
 //! partition of its own (topic `file:PATH`, no order of age), a record's offset its line or row.
 
+mod cells;
 mod error;
 mod input;
 mod job;

@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use super::FilesError;
+use super::cells::CellReader;
 use super::input::{Input, Layout, open};
 use super::parquet::ParquetRows;
 use super::split::{Ends, Raw, Splitter};
@@ -19,6 +20,9 @@ use crate::source::timestamp;
 
 /// Bytes that decompressed data is read in.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// What some programs write at the start of a file in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What reading a file needs to know besides the file.
 #[derive(Debug, Clone)]
@@ -54,7 +58,7 @@ enum Rows {
     Csv {
         splitter: Splitter<BufReader<Box<dyn Read>>>,
         header: Vec<String>,
-        delimiter: u8,
+        cells: CellReader,
         next_index: i64,
     },
     Parquet {
@@ -62,6 +66,9 @@ enum Rows {
         before: u64,
     },
 }
+
+/// Bytes of a record, and its fields where they can be read.
+type ContentAndFields = (Vec<u8>, Option<Value>);
 
 impl Records {
     /// Opens `input` at the record of index `first`; `bytes_done` counts what is read of the file.
@@ -90,12 +97,13 @@ impl Records {
                 let header = splitter
                     .next()
                     .map_err(|error| FilesError::read(&input.path, &error))?;
-                let header = header_names(header.unwrap_or_default(), delimiter)
+                let mut cells = CellReader::new(delimiter);
+                let header = header_names(&header.unwrap_or_default(), &mut cells)
                     .ok_or_else(|| FilesError::NoHeader(input.path.clone()))?;
                 Rows::Csv {
                     splitter,
                     header,
-                    delimiter,
+                    cells,
                     next_index: 0,
                 }
             }
@@ -116,43 +124,14 @@ impl Records {
 
     /// The next record; blank lines are none. `None` at the end of the file.
     pub(super) fn next(&mut self) -> Result<Option<FileRecord>, FilesError> {
-        loop {
-            let Some((index, raw)) = self.next_raw()? else {
-                return Ok(None);
+        while let Some((index, content)) = self.next_raw()? {
+            let (mut value, tree) = match content {
+                Content::Raw(raw) => match self.content_of(index, raw)? {
+                    Some(read) => read,
+                    None => continue,
+                },
+                Content::Object(object) => (object.to_string().into_bytes(), Some(object)),
             };
-            let (value, tree) = match (&self.rows, raw) {
-                (
-                    Rows::Csv {
-                        header, delimiter, ..
-                    },
-                    Content::Raw(raw),
-                ) => {
-                    if raw.bytes.iter().all(u8::is_ascii_whitespace) {
-                        continue;
-                    }
-                    match object_of_row(&raw, header, *delimiter) {
-                        Some(object) => (object.to_string().into_bytes(), Some(object)),
-                        None => (raw.bytes, None),
-                    }
-                }
-                (_, Content::Raw(raw)) => {
-                    let text = raw
-                        .bytes
-                        .strip_prefix(b"\xef\xbb\xbf")
-                        .unwrap_or(&raw.bytes);
-                    if text.iter().all(u8::is_ascii_whitespace) {
-                        continue;
-                    }
-                    if index == 0 && is_start_of_array(text) {
-                        return Err(FilesError::JsonArray(self.path.clone()));
-                    }
-                    let read = !raw.cut && !self.options.timestamp_field.is_empty();
-                    let tree = read.then(|| serde_json::from_slice(text).ok()).flatten();
-                    (raw.bytes, tree)
-                }
-                (_, Content::Object(object)) => (object.to_string().into_bytes(), Some(object)),
-            };
-            let mut value = value;
             value.truncate(self.options.max_value_bytes.saturating_add(1));
             let timestamp_ms = tree.and_then(|tree| age(&tree, &self.options.timestamp_field));
             return Ok(Some(FileRecord {
@@ -161,6 +140,30 @@ impl Records {
                 timestamp_ms,
             }));
         }
+        Ok(None)
+    }
+
+    /// A line's or row's bytes as JSON, and its fields where they can be read; `None` when blank.
+    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<ContentAndFields>, FilesError> {
+        let text = raw
+            .bytes
+            .strip_prefix(BYTE_ORDER_MARK)
+            .unwrap_or(&raw.bytes);
+        if text.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        if let Rows::Csv { header, cells, .. } = &mut self.rows {
+            return Ok(Some(match object_of_row(&raw, header, cells) {
+                Some(object) => (object.to_string().into_bytes(), Some(object)),
+                None => (raw.bytes, None),
+            }));
+        }
+        if index == 0 && is_start_of_array(text) {
+            return Err(FilesError::JsonArray(self.path.clone()));
+        }
+        let wanted = !raw.cut && !self.options.timestamp_field.is_empty();
+        let tree = wanted.then(|| serde_json::from_slice(text).ok()).flatten();
+        Ok(Some((raw.bytes, tree)))
     }
 
     fn next_raw(&mut self) -> Result<Option<(i64, Content)>, FilesError> {
@@ -214,17 +217,17 @@ fn is_start_of_array(first_line: &[u8]) -> bool {
 }
 
 /// The names of the columns; those without one are numbered.
-fn header_names(raw: Raw, delimiter: u8) -> Option<Vec<String>> {
+fn header_names(raw: &Raw, cells: &mut CellReader) -> Option<Vec<String>> {
     let bytes = raw
         .bytes
-        .strip_prefix(b"\xef\xbb\xbf")
+        .strip_prefix(BYTE_ORDER_MARK)
         .unwrap_or(&raw.bytes);
     if raw.cut || bytes.iter().all(u8::is_ascii_whitespace) {
         return None;
     }
-    let names = cells(bytes, delimiter)?;
+    let names = cells.cells(bytes)?;
     let named = names
-        .into_iter()
+        .iter()
         .enumerate()
         .map(|(index, name)| match name.trim() {
             "" => format!("column_{}", index + 1),
@@ -234,34 +237,20 @@ fn header_names(raw: Raw, delimiter: u8) -> Option<Vec<String>> {
 }
 
 /// A row as an object of texts, without its empty cells; `None` when it does not fit the header.
-fn object_of_row(raw: &Raw, header: &[String], delimiter: u8) -> Option<Value> {
+fn object_of_row(raw: &Raw, header: &[String], cells: &mut CellReader) -> Option<Value> {
     if raw.cut {
         return None;
     }
-    let cells = cells(&raw.bytes, delimiter)?;
+    let cells = cells.cells(&raw.bytes)?;
     if cells.len() != header.len() {
         return None;
     }
     let filled = header
         .iter()
-        .cloned()
         .zip(cells)
         .filter(|(_, cell)| !cell.is_empty());
-    Some(Value::Object(
-        filled
-            .map(|(name, cell)| (name, Value::String(cell)))
-            .collect::<Map<_, _>>(),
-    ))
-}
-
-fn cells(row: &[u8], delimiter: u8) -> Option<Vec<String>> {
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .delimiter(delimiter)
-        .buffer_capacity(row.len().clamp(64, 8 << 10))
-        .from_reader(row);
-    let record = reader.records().next()?.ok()?;
-    Some(record.iter().map(str::to_owned).collect())
+    let object = filled.map(|(name, cell)| (name.clone(), Value::String(cell.to_owned())));
+    Some(Value::Object(object.collect::<Map<_, _>>()))
 }
 
 /// A record's age in milliseconds since the epoch, where it says one that can be read.

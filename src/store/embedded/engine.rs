@@ -5,26 +5,20 @@
 //! `flush` panics on an I/O error; opening does not replay the log; nothing trims the log; after an
 //! error of the kind "service" a segment refuses writes until the shard is opened anew.
 
-use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use qdrant_edge::{
-    CountRequest, CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard,
-    EdgeVectorParams, FieldIndexOperations, NamedQuery, OperationError, PayloadFieldSchema,
-    PointIdsList, PointInsertOperations, PointOperations, QueryEnum, QueryRequest, ScoringQuery,
-    UpdateOperation, VectorInternal, VectorOperations, WithPayloadInterface, WithVector,
+    CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard, EdgeVectorParams,
+    FieldIndexOperations, PayloadFieldSchema, PointOperations, UpdateOperation, WalOptions,
 };
 use serde_json::{Map, Value};
-use uuid::Uuid;
 
-use crate::document::{DocumentId, Version};
+use crate::document::DocumentId;
 use crate::store::batch::prepare;
+use crate::store::embedded::collection::{Collection, guard};
 use crate::store::embedded::convert;
-use crate::store::embedded::folder::{Folder, is_full};
-use crate::store::point::{is_marker, key};
-use crate::store::version::{may_replace, read_version};
+use crate::store::embedded::folder::Folder;
 use crate::store::{
     CollectionInfo, CollectionSpec, IndexKind, PointFilter, PointWrite, SearchHit, StoreError,
     StoreSettings,
@@ -32,6 +26,10 @@ use crate::store::{
 
 /// Writes after which the segments are looked at: removed points are cleaned up, the graph is built.
 const OPTIMISE_EVERY_POINTS: usize = 50_000;
+/// Bytes of one file of the log.
+const LOG_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of the smallest write in the log, about: a marker.
+const SMALLEST_ENTRY_BYTES: usize = 256;
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_secs(1);
 const MEGABYTE: u64 = 1_000_000;
@@ -51,6 +49,10 @@ struct Limits {
     graph_from_points: usize,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one state, and it is open nearly always"
+)]
 enum State {
     /// The collection has not been created.
     Absent,
@@ -59,18 +61,6 @@ enum State {
     Suspended,
     /// Closed for good.
     Failed(StoreError),
-}
-
-struct Collection {
-    shard: EdgeShard,
-    vector_name: String,
-    vector_size: usize,
-}
-
-/// What is known of a stored point before it is written over.
-struct Stored {
-    version: Option<Version>,
-    marker: bool,
 }
 
 impl Engine {
@@ -122,11 +112,15 @@ impl Engine {
             )));
         };
         self.set_optimizers(&shard, vector_size)?;
-        Ok(Collection {
+        let collection = Collection {
             shard,
             vector_name,
             vector_size,
-        })
+        };
+        if !self.folder.take_closed()? {
+            collection.skip_numbers(LOG_SEGMENT_BYTES / SMALLEST_ENTRY_BYTES)?;
+        }
+        Ok(collection)
     }
 
     /// The graph's threshold follows the settings, not those of the day of creation.
@@ -221,7 +215,7 @@ impl Engine {
 
     fn suspend(&mut self, state: State) {
         if let State::Open(collection) = std::mem::replace(&mut self.state, state)
-            && let Err(error) = collection.close()
+            && let Err(error) = collection.close().and_then(|()| self.folder.note_closed())
         {
             tracing::warn!(%error, "the embedded store did not close cleanly");
         }
@@ -267,36 +261,7 @@ impl Engine {
         limit: usize,
     ) -> Result<Vec<SearchHit>, StoreError> {
         let collection = self.collection_mut()?;
-        if vector.len() != collection.vector_size {
-            return Err(StoreError::Rejected(format!(
-                "a query of {} numbers for vectors of {}",
-                vector.len(),
-                collection.vector_size
-            )));
-        }
-        let request = QueryRequest {
-            prefetches: Vec::new(),
-            query: Some(ScoringQuery::Vector(QueryEnum::Nearest(NamedQuery {
-                query: VectorInternal::Dense(vector),
-                using: Some(collection.vector_name.clone()),
-            }))),
-            filter: Some(convert::matching(wanted)?),
-            score_threshold: None,
-            limit,
-            offset: 0,
-            params: None,
-            with_vector: WithVector::Bool(false),
-            with_payload: WithPayloadInterface::Bool(true),
-        };
-        let found = guard(|| collection.shard.query(request))?;
-        Ok(found
-            .into_iter()
-            .map(|point| SearchHit {
-                point_id: convert::uuid(point.id),
-                score: point.score,
-                payload: convert::payload(point.payload),
-            })
-            .collect())
+        collection.search(vector, wanted, limit)
     }
 
     pub(super) fn count(&mut self, wanted: &PointFilter) -> Result<u64, StoreError> {
@@ -308,13 +273,7 @@ impl Engine {
         &mut self,
         id: &DocumentId,
     ) -> Result<Option<Map<String, Value>>, StoreError> {
-        let ids = [convert::point_id(id.point_id())];
-        let collection = self.collection_mut()?;
-        let found = guard(|| collection.shard.retrieve(&ids, None, None))?;
-        Ok(found
-            .into_iter()
-            .next()
-            .map(|record| convert::payload(record.payload)))
+        self.collection_mut()?.fetch(id)
     }
 
     pub(super) fn remove_markers(&mut self, before: jiff::Timestamp) -> Result<u64, StoreError> {
@@ -366,6 +325,8 @@ impl Engine {
                 self.folder.collection()
             )));
         }
+        // What a removed collection left says nothing about this one.
+        self.folder.take_closed()?;
         let path = self.folder.shard();
         std::fs::create_dir_all(&path).map_err(|error| {
             StoreError::Fatal(format!("cannot make {}: {error}", path.display()))
@@ -376,6 +337,10 @@ impl Engine {
         let config = EdgeConfig::builder()
             .vector(spec.vector_name.as_str(), params)
             .on_disk_payload(true)
+            .wal_options(WalOptions {
+                segment_capacity: LOG_SEGMENT_BYTES,
+                ..WalOptions::default()
+            })
             .optimizers(self.optimizers(spec.vector_size))
             .build();
         let shard = guard(|| EdgeShard::new(&path, config))?;
@@ -411,6 +376,21 @@ impl Engine {
         self.flush()
     }
 
+    pub(super) fn graph_threshold(&mut self) -> Result<u64, StoreError> {
+        let collection = self.collection_mut()?;
+        let threshold = collection.shard.config().optimizers.indexing_threshold;
+        Ok(threshold.unwrap_or_default() as u64)
+    }
+
+    /// Until the store is opened again, when the settings decide anew.
+    pub(super) fn set_graph_threshold(&mut self, kilobytes: u64) -> Result<(), StoreError> {
+        let collection = self.collection_mut()?;
+        let mut optimizers = collection.shard.config().optimizers.clone();
+        optimizers.indexing_threshold = usize::try_from(kilobytes).ok();
+        guard(|| collection.shard.set_optimizers_config(optimizers))?;
+        self.optimise()
+    }
+
     pub(super) fn write_metadata(
         &mut self,
         more: BTreeMap<String, Value>,
@@ -437,122 +417,11 @@ impl Engine {
         let flushed = self.flush();
         let failed = State::Failed(StoreError::Fatal("the store has been closed".into()));
         if let State::Open(collection) = std::mem::replace(&mut self.state, failed) {
-            flushed.and(collection.close())
+            flushed?;
+            collection.close()?;
+            self.folder.note_closed()
         } else {
             flushed
         }
     }
-}
-
-impl Collection {
-    fn update(&self, operation: UpdateOperation) -> Result<(), StoreError> {
-        guard(|| self.shard.update(operation))
-    }
-
-    fn count(&self, filter: qdrant_edge::Filter) -> Result<u64, StoreError> {
-        let request = CountRequest {
-            filter: Some(filter),
-            exact: true,
-        };
-        guard(|| self.shard.count(request)).map(|points| points as u64)
-    }
-
-    /// Writes what is not older than what is there. One thread does all writing, so that nothing
-    /// comes between the look and the write.
-    fn apply(&self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
-        let stored = self.stored(&batch)?;
-        let mut emptied = Vec::new();
-        let mut points = Vec::with_capacity(batch.len());
-        for write in batch {
-            let before = stored.get(&write.id().point_id());
-            let version = before.and_then(|before| before.version.as_ref());
-            if !may_replace(version, write.version()) {
-                continue;
-            }
-            if write.is_tombstone() && before.is_some_and(|before| !before.marker) {
-                emptied.push(convert::point_id(write.id().point_id()));
-            }
-            points.push(convert::point(write, &self.vector_name));
-        }
-        if points.is_empty() {
-            return Ok(());
-        }
-        self.update(UpdateOperation::PointOperation(
-            PointOperations::UpsertPoints(PointInsertOperations::PointsList(points)),
-        ))?;
-        if emptied.is_empty() {
-            return Ok(());
-        }
-        // Where the engine moves a point out of a finished segment it keeps vectors that the new
-        // point lacks; a marker shall not carry the vector of what was deleted.
-        self.update(UpdateOperation::VectorOperation(
-            VectorOperations::DeleteVectors(
-                PointIdsList::from(emptied),
-                vec![self.vector_name.clone()],
-            ),
-        ))
-    }
-
-    fn stored(&self, batch: &[PointWrite]) -> Result<HashMap<Uuid, Stored>, StoreError> {
-        let ids: Vec<_> = batch
-            .iter()
-            .map(|write| convert::point_id(write.id().point_id()))
-            .collect();
-        let keys = [
-            key::VERSION,
-            key::KAFKA_TOPIC,
-            key::KAFKA_PARTITION,
-            key::KAFKA_OFFSET,
-            key::DELETED,
-        ];
-        let fields = keys
-            .into_iter()
-            .map(convert::path)
-            .collect::<Result<_, _>>()?;
-        let fields = WithPayloadInterface::Fields(fields);
-        let found = guard(|| self.shard.retrieve(&ids, Some(fields), None))?;
-        Ok(found
-            .into_iter()
-            .map(|record| {
-                let payload = convert::payload(record.payload);
-                let stored = Stored {
-                    version: read_version(&payload),
-                    marker: is_marker(&payload),
-                };
-                (convert::uuid(record.id), stored)
-            })
-            .collect())
-    }
-
-    /// Dropping the shard flushes it, and panics where that fails.
-    fn close(self) -> Result<(), StoreError> {
-        guard(|| {
-            drop(self.shard);
-            Ok(())
-        })
-    }
-}
-
-/// Calls the engine; a panic of its own becomes an error. What it was doing then is unknown, so
-/// that the shard is closed after (see [`Engine::heed`]).
-fn guard<T>(call: impl FnOnce() -> Result<T, OperationError>) -> Result<T, StoreError> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| convert::error(&error)),
-        Err(panic) => {
-            let text = panic_text(&*panic);
-            Err(if is_full(&text) {
-                StoreError::Full(text)
-            } else {
-                StoreError::Fatal(format!("the engine of the embedded store failed: {text}"))
-            })
-        }
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "panic without a message".into())
 }

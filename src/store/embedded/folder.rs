@@ -5,6 +5,7 @@
 //! <store.path>/aliases.json                     alias -> collection
 //! <store.path>/<collection>/lock                held while a process uses the collection
 //! <store.path>/<collection>/collection.json     what migrations keep about it
+//! <store.path>/<collection>/closed              there while the collection is closed in order
 //! <store.path>/<collection>/shard/              the engine's own
 //! ```
 
@@ -137,6 +138,23 @@ impl Folder {
         fs4::available_space(&self.folder).map_err(|error| unusable(&self.folder, &error))
     }
 
+    /// Notes that the engine has been closed in order.
+    pub(super) fn note_closed(&self) -> Result<(), StoreError> {
+        let path = self.folder.join("closed");
+        fs::write(&path, "").map_err(|error| unusable(&path, &error))
+    }
+
+    /// Whether the engine was closed in order, and notes that it no longer is.
+    pub(super) fn take_closed(&self) -> Result<bool, StoreError> {
+        let path = self.folder.join("closed");
+        match fs::remove_file(&path) {
+            // On the disk before anything is written, or a power cut might bring the note back.
+            Ok(()) => sync_folder(&self.folder).map(|()| true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(unusable(&path, &error)),
+        }
+    }
+
     /// Bytes of the engine's log.
     pub(super) fn log_bytes(&self) -> u64 {
         let Ok(entries) = fs::read_dir(self.shard().join("wal")) else {
@@ -219,9 +237,13 @@ fn write_json<T: Serialize>(folder: &Path, name: &str, value: &T) -> Result<(), 
     file.write_all(&bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(&path).map_err(|error| failed(error.error))?;
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
-        .map_err(failed)
+        .map_err(|error| unusable(folder, &error))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::store::{
     StoreError, StoreSettings,
 };
 
+mod collection;
 mod convert;
 mod engine;
 mod folder;
@@ -233,6 +234,14 @@ impl Admin for EmbeddedStore {
 
     fn drop_index(&self, key: String) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.ask(move |engine| engine.drop_index(&key)))
+    }
+
+    fn graph_threshold(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(self.ask(|engine| engine.graph_threshold()))
+    }
+
+    fn set_graph_threshold(&self, kilobytes: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.ask(move |engine| engine.set_graph_threshold(kilobytes)))
     }
 
     fn write_metadata(

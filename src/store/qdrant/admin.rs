@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use futures::future::BoxFuture;
 use qdrant_client::qdrant::{
     CreateAliasBuilder, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder,
-    DeleteFieldIndexCollectionBuilder, UpdateCollection, VectorParamsBuilder, VectorParamsMap,
-    VectorsConfig, vectors_config,
+    DeleteFieldIndexCollectionBuilder, OptimizersConfigDiffBuilder, UpdateCollection,
+    UpdateCollectionBuilder, VectorParamsBuilder, VectorParamsMap, VectorsConfig, vectors_config,
 };
 use serde_json::Value;
 
@@ -14,6 +14,9 @@ use crate::store::qdrant::QdrantStore;
 use crate::store::qdrant::convert::{DISTANCE, field_type};
 use crate::store::qdrant::error::{completed, from_client};
 use crate::store::{Admin, CollectionSpec, IndexKind, StoreError};
+
+/// What a server uses where the collection says nothing, in kilobytes.
+const SERVER_DEFAULT_THRESHOLD: u64 = 10_000;
 
 impl QdrantStore {
     async fn create(&self, spec: CollectionSpec) -> Result<(), StoreError> {
@@ -88,6 +91,27 @@ impl Admin for QdrantStore {
 
     fn drop_index(&self, key: String) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.drop_index_of(key))
+    }
+
+    fn graph_threshold(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let answer = self.client.collection_info(self.collection_name()).await;
+            let config = answer.map_err(from_client)?.result.and_then(|it| it.config);
+            let optimizers = config.and_then(|config| config.optimizer_config);
+            Ok(optimizers
+                .and_then(|optimizers| optimizers.indexing_threshold)
+                .unwrap_or(SERVER_DEFAULT_THRESHOLD))
+        })
+    }
+
+    fn set_graph_threshold(&self, kilobytes: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let optimizers = OptimizersConfigDiffBuilder::default().indexing_threshold(kilobytes);
+            let request =
+                UpdateCollectionBuilder::new(self.collection_name()).optimizers_config(optimizers);
+            let answer = self.client.update_collection(request).await;
+            answer.map(drop).map_err(from_client)
+        })
     }
 
     fn write_metadata(

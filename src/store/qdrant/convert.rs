@@ -11,9 +11,21 @@ use qdrant_client::qdrant::{
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::store::point::into_stored;
+use crate::store::point::{into_stored, key};
 use crate::store::qdrant::condition::{CONDITIONS_PER_POINT, point_id};
 use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreSettings};
+
+/// Payload keys in the filters of writes.
+const FILTERED_BY_WRITES: [&str; 6] = [
+    key::VERSION,
+    key::KAFKA_TOPIC,
+    key::KAFKA_PARTITION,
+    key::KAFKA_OFFSET,
+    key::DELETED,
+    key::DELETED_AT,
+];
+/// Payload keys in the filters of searches and counts.
+const FILTERED_BY_READS: [&str; 3] = [key::TOPIC, key::SOURCE, key::DELETED];
 
 /// A write as it is sent: the named vector, none for a marker.
 pub(super) fn point(write: PointWrite, vector_name: &str) -> PointStruct {
@@ -75,7 +87,7 @@ pub(super) fn collection(
         .collect();
     let limits = config
         .strict_mode_config
-        .map(|strict| limits(&strict, settings))
+        .map(|strict| limits(&strict, &indexes, settings))
         .unwrap_or_default();
     Some(CollectionInfo {
         name,
@@ -94,7 +106,11 @@ pub(super) fn collection(
 }
 
 /// Limits of the collection's strict mode that our requests would break.
-fn limits(strict: &StrictModeConfig, settings: &StoreSettings) -> Vec<String> {
+fn limits(
+    strict: &StrictModeConfig,
+    indexes: &BTreeMap<String, IndexKind>,
+    settings: &StoreSettings,
+) -> Vec<String> {
     let mut limits = Vec::new();
     if strict.enabled != Some(true) {
         return limits;
@@ -114,6 +130,30 @@ fn limits(strict: &StrictModeConfig, settings: &StoreSettings) -> Vec<String> {
             "filter_max_conditions = {most}: set store.batch_points to at most {}, or raise it",
             most / CONDITIONS_PER_POINT as u64
         ));
+    }
+    for (name, allowed, keys) in [
+        (
+            "unindexed_filtering_update",
+            strict.unindexed_filtering_update,
+            &FILTERED_BY_WRITES[..],
+        ),
+        (
+            "unindexed_filtering_retrieve",
+            strict.unindexed_filtering_retrieve,
+            &FILTERED_BY_READS[..],
+        ),
+    ] {
+        let missing: Vec<&str> = keys
+            .iter()
+            .filter(|key| !indexes.contains_key(**key))
+            .copied()
+            .collect();
+        if allowed == Some(false) && !missing.is_empty() {
+            limits.push(format!(
+                "{name} = false, and {} not indexed: run `tcbert-worker migrate apply`",
+                missing.join(", ")
+            ));
+        }
     }
     limits
 }

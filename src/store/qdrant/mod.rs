@@ -225,7 +225,9 @@ impl QdrantStore {
         }
         let response = self.client.collection_info(name).await;
         let info = response.map_err(from_client)?.result;
-        let real_name = self.resolve(name).await?.unwrap_or_else(|| name.to_owned());
+        // Only for the name: where the aliases may not be listed, the configured one serves.
+        let alias_of = self.resolve(name).await.ok().flatten();
+        let real_name = alias_of.unwrap_or_else(|| name.to_owned());
         info.and_then(|info| convert::collection(real_name, info, &self.settings))
             .map(Some)
             .ok_or_else(|| {

@@ -63,6 +63,10 @@ fn describe(collection: &Collection) -> CollectionInfo {
                 ..CollectionParams::default()
             }),
             strict_mode_config: collection.strict_mode.clone(),
+            optimizer_config: Some(OptimizersConfigDiff {
+                indexing_threshold: Some(collection.indexing_threshold),
+                ..OptimizersConfigDiff::default()
+            }),
             metadata: collection.metadata.clone(),
             ..CollectionConfig::default()
         }),
@@ -101,6 +105,12 @@ impl Collections for CollectionsService {
         let request = request.into_inner();
         self.0.with(&request.collection_name, |collection| {
             collection.metadata.extend(request.metadata);
+            if let Some(threshold) = request
+                .optimizers_config
+                .and_then(|optimizers| optimizers.indexing_threshold)
+            {
+                collection.indexing_threshold = threshold;
+            }
             if request.strict_mode_config.is_some() {
                 collection.strict_mode = request.strict_mode_config;
             }

@@ -22,6 +22,7 @@ pub(crate) struct Collection {
     pub(crate) vector_size: u64,
     pub(crate) metadata: HashMap<String, qdrant::Value>,
     pub(crate) strict_mode: Option<StrictModeConfig>,
+    pub(crate) indexing_threshold: u64,
     _folder: TempDir,
 }
 
@@ -103,6 +104,7 @@ impl State {
                 vector_size: params.size,
                 metadata: request.metadata,
                 strict_mode: request.strict_mode_config,
+                indexing_threshold: 20_000,
                 _folder: folder,
             },
         );
@@ -131,9 +133,8 @@ impl State {
 
 impl Collection {
     pub(crate) fn update(&self, operation: UpdateOperation) -> Result<(), Status> {
-        self.shard.update(operation).map_err(status)?;
-        self.shard.flush();
-        Ok(())
+        // Never flushed: the points live as long as the test.
+        self.shard.update(operation).map_err(status)
     }
 
     pub(crate) fn point(&self, point: PointStruct) -> Result<PointStructPersisted, Status> {
@@ -171,6 +172,7 @@ impl Collection {
 }
 
 /// The engine's error as the server words it.
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
 pub(crate) fn status(error: OperationError) -> Status {
     match &error {
         OperationError::ServiceError { .. } | OperationError::InconsistentStorage { .. } => {

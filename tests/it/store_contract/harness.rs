@@ -142,7 +142,7 @@ pub(crate) fn version(partition: i32, offset: i64, timestamp_ms: i64) -> Version
 
 /// A vector of length one that leans to `axis`.
 pub(crate) fn vector(axis: usize) -> Vec<f32> {
-    let mut vector = vec![0.1_f32; SIZE];
+    let mut vector = [0.1_f32; SIZE];
     vector[axis % SIZE] = 1.0;
     let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
     vector.iter().map(|value| value / length).collect()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tcbert_worker::store::bulk::{self, Bulk};
 use tcbert_worker::store::migrate::{
     self, ApplyOptions, MigrateError, RollbackOptions, Step, Target,
 };
@@ -71,6 +72,7 @@ over_both_stores! {
     another_space_is_refused,
     rolling_back_deletes_points_only_when_told,
     an_alias_moves_only_when_told,
+    bulk_mode_ends_even_if_its_worker_is_gone,
 }
 
 fn now() -> jiff::Timestamp {
@@ -216,7 +218,33 @@ async fn an_alias_moves_only_when_told(mut it: Bare) {
     store.close().await.unwrap();
 }
 
-/// A collection that was there before, unnamed vector and all, is taken as it is.
+async fn bulk_mode_ends_even_if_its_worker_is_gone(mut it: Bare) {
+    it.settings.graph_from_points = 1_000_000;
+    let store = open(&it.settings).await.unwrap();
+    let before = store.admin().graph_threshold().await.unwrap();
+    assert!(before > 0);
+    let started: jiff::Timestamp = now();
+
+    // Two workers, both end.
+    let first = Bulk::begin(Arc::clone(&store), started).await.unwrap();
+    assert_eq!(store.admin().graph_threshold().await, Ok(0));
+    let second = Bulk::begin(Arc::clone(&store), started).await.unwrap();
+    first.end().await.unwrap();
+    second.end().await.unwrap();
+    assert_eq!(store.admin().graph_threshold().await, Ok(before));
+
+    // One that is killed: not before its time is over, then by whoever comes next.
+    drop(Bulk::begin(Arc::clone(&store), started).await.unwrap());
+    let soon = started + jiff::SignedDuration::from_secs(200);
+    assert_eq!(bulk::end_abandoned(&*store, soon).await, Ok(false));
+    assert_eq!(store.admin().graph_threshold().await, Ok(0));
+    let late = started + jiff::SignedDuration::from_secs(400);
+    assert_eq!(bulk::end_abandoned(&*store, late).await, Ok(true));
+    assert_eq!(bulk::end_abandoned(&*store, late).await, Ok(false));
+    assert_eq!(store.admin().graph_threshold().await, Ok(before));
+    store.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn limits_of_strict_mode_are_named() {
     use qdrant_client::Qdrant;

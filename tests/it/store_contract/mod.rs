@@ -43,7 +43,6 @@ over_both_stores! {
     older_loses_within_a_batch,
     an_equal_version_rewrites,
     files_are_compared_by_time,
-    a_stranger_s_point_is_replaced,
     a_tombstone_hides_and_keeps_late_writes_out,
     markers_go_by_their_age,
     a_vector_that_does_not_fit_is_rejected,
@@ -191,20 +190,6 @@ async fn files_are_compared_by_time(it: Harness) {
             "after {title}"
         );
     }
-    it.end().await;
-}
-
-/// A point without our keys, as another program might have left it, does not stop ours.
-async fn a_stranger_s_point_is_replaced(it: Harness) {
-    let mut stranger = write("a", version(0, 1, 1), "stranger");
-    it.store.write(vec![stranger.clone()]).await.unwrap();
-    // Without a version in its payload the store cannot tell its age; both stores write the version
-    // themselves, so that a later time stands for the stranger here.
-    if let PointWrite::Upsert(point) = &mut stranger {
-        point.version = version(3, 0, 2);
-    }
-    it.store.write(vec![stranger]).await.unwrap();
-    assert_eq!(it.title("a").await.as_deref(), Some("stranger"));
     it.end().await;
 }
 

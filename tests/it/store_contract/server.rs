@@ -1,14 +1,19 @@
 //! What only the store over gRPC does: it lives with a server that fails in every way a server fails.
 
+use std::collections::HashMap;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use qdrant_client::qdrant::{NamedVectors, PointStruct, UpsertPointsBuilder, Vector};
+use qdrant_client::{Payload, Qdrant};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tcbert_worker::store::settings::ApiKey;
 use tcbert_worker::store::{PointFilter, PointWrite, Store, StoreError, StoreSettings};
 
-use super::harness::{Harness, id, open, server_settings, tombstone, version, write, write_on};
+use super::harness::{
+    Harness, id, open, server_settings, tombstone, vector, version, write, write_on,
+};
 use crate::qdrant_server::{Fault, Options, TestServer};
 
 /// As the pipeline does it: again until it is done, but here not for ever.
@@ -162,6 +167,30 @@ async fn trouble_comes_before_rejection() {
     ];
     let error = store.write(batch).await.unwrap_err();
     assert!(matches!(error, StoreError::Transient(_)), "{error}");
+    it.end().await;
+}
+
+/// A point without our keys, as another program might have left it, does not stop ours.
+#[tokio::test]
+async fn a_stranger_s_point_is_replaced() {
+    let it = Harness::test_server().await;
+    let client = Qdrant::from_url(&it.settings.url)
+        .skip_compatibility_check()
+        .build()
+        .unwrap();
+    let vectors = NamedVectors {
+        vectors: HashMap::from([("test".to_owned(), Vector::new_dense(vector(1)))]),
+    };
+    let payload = Payload::from([("title", "stranger".into())]);
+    let point = PointStruct::new(id("a").point_id().to_string(), vectors, payload);
+    client
+        .upsert_points(UpsertPointsBuilder::new("documents", vec![point]).wait(true))
+        .await
+        .unwrap();
+    assert_eq!(it.title("a").await.as_deref(), Some("stranger"));
+    let batch = vec![write("a", version(0, 0, -5), "ours")];
+    it.store.write(batch).await.unwrap();
+    assert_eq!(it.title("a").await.as_deref(), Some("ours"));
     it.end().await;
 }
 

@@ -1,0 +1,202 @@
+"""Our worker and its peer in Python over the same documents, in turn: the same broker, the same weights, the same cores.
+
+    make bench-peer ARGS='--shape 330m --rounds 5 --json'
+
+Owns the order of the runs and what is read from outside: how many documents are done at which moment, and the peak of each process's
+memory. Neither worker knows that it is compared.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+from plain import plain
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = ROOT / "target" / "release" / "tcbert-worker"
+TAXONOMY = ROOT / "config" / "taxonomies" / "news.toml"
+PARTITIONS = 24
+# Where the counted part of a run begins and ends, in shares of its documents.
+FROM, TO = 0.1, 0.95
+PATIENCE_SECONDS = 600
+POLL_SECONDS = 0.02
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--shape", choices=("compact", "110m", "330m"), default="compact")
+    parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
+    parser.add_argument("--mix", choices=("titles", "articles", "mixed"), default="mixed")
+    parser.add_argument("--documents", type=int, help="documents of a run (default: 4000, 320 for larger models)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    bundle = "models/compact" if arguments.shape == "compact" else f"models/bench-{arguments.shape}-{arguments.precision}"
+    documents = arguments.documents or (4000 if arguments.shape == "compact" else 320)
+    if not BINARY.is_file() or not (ROOT / bundle / "bundle.toml").is_file():
+        sys.exit(f"{BINARY} or {bundle} is missing; start this through `make bench-peer`")
+    with tempfile.TemporaryDirectory() as scratch, Broker() as broker:
+        model = Path(scratch) / "plain.onnx"
+        plain(ROOT / bundle / "model.onnx", model)
+        broker.fill("documents", arguments.mix, documents)
+        rounds = []
+        for number in range(1, arguments.rounds + 1):
+            ours = run_ours(broker.servers, bundle, documents)
+            peer = run_peer(broker.servers, bundle, model, documents)
+            rounds.append((ours, peer))
+            print(f"round {number}: ours {ours['rate']:.1f}, peer {peer['rate']:.1f} documents/s", file=sys.stderr)
+    report(arguments, bundle, rounds)
+
+
+class Broker:
+    """The broker of the bench, a process of its own."""
+
+    def __init__(self, partitions=PARTITIONS):
+        self.partitions = partitions
+
+    def __enter__(self):
+        self.process = subprocess.Popen([BINARY, "bench", "--serve-broker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.servers = json.loads(self.process.stdout.readline())["brokers"]
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+    def fill(self, topic, mix, documents):
+        wish = {"topic": topic, "partitions": self.partitions, "mix": mix, "documents": documents, "seed": 1, "per_second": None}
+        self.process.stdin.write(json.dumps(wish) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if "filled" not in answer:
+            sys.exit(f"the broker could not be filled: {answer}")
+
+
+def run_ours(servers, bundle, documents):
+    """`tcbert-worker run` as anyone would start it; its metrics say how far it is."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "KAFKA__BROKERS": servers, "KAFKA__TOPIC": "documents", "KAFKA__GROUP_ID": f"ours-{uuid.uuid4()}", "MODEL__BUNDLE": str(ROOT / bundle),
+            "TAGGING__TAXONOMY": "news", "STORE__KIND": "embedded", "STORE__PATH": f"{folder}/store", "ADMIN__LISTEN": f"127.0.0.1:{port}",
+            "LOG__LEVEL": "error",
+        }  # fmt: skip
+        environment = {**os.environ, **{f"TCBERT__{key}": value for key, value in settings.items()}}
+        process = subprocess.Popen([BINARY, "run"], env=environment, cwd=ROOT)
+        with ending(process):
+            moments, deadline = [], time.monotonic() + PATIENCE_SECONDS
+            done = 0
+            while done < documents:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    sys.exit(f"our worker stopped at {done} of {documents} documents")
+                done = written(port)
+                if not moments or done > moments[-1][1]:
+                    moments.append((time.monotonic(), done))
+                time.sleep(POLL_SECONDS)
+            return {"rate": steady(moments, documents), "memory_mib": peak_mib(process.pid)}
+
+
+def run_peer(servers, bundle, model, documents):
+    """The worker in Python; it says itself how far it is. Its points are built and dropped, which is to its advantage."""
+    command = [sys.executable, ROOT / "benches" / "peer" / "worker.py", "--brokers", servers, "--topic", "documents"]
+    command += ["--group", f"peer-{uuid.uuid4()}", "--model", model, "--tokenizer", ROOT / bundle / "tokenizer.json"]
+    command += ["--taxonomy", TAXONOMY, "--documents", str(documents)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with ending(process):
+        moments, memory = [], [0.0]
+        watching = threading.Timer(PATIENCE_SECONDS, process.kill)
+        watching.start()
+        for line in process.stdout:
+            said = json.loads(line)
+            if "documents" in said:
+                moments.append((said["at"], said["documents"]))
+                memory.append(peak_mib(process.pid))
+        watching.cancel()
+        if not moments or moments[-1][1] < documents:
+            sys.exit(f"the peer stopped at {moments[-1][1] if moments else 0} of {documents} documents")
+        return {"rate": steady(moments, documents), "memory_mib": max(memory)}
+
+
+@contextlib.contextmanager
+def ending(process):
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def written(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except (urllib.error.URLError, ConnectionError):
+        return 0
+    lines = [line for line in text.splitlines() if line.startswith('tcbert_documents_total{outcome="written"}')]
+    return int(float(lines[0].split()[-1])) if lines else 0
+
+
+def steady(moments, documents):
+    """Documents a second once the run is under way."""
+    counted = [(at, done) for at, done in moments if FROM * documents <= done <= TO * documents]
+    (begin, before), (end, after) = counted[0], counted[-1]
+    return (after - before) / (end - begin) if end > begin else 0.0
+
+
+def peak_mib(pid):
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = [line for line in text.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+
+
+def report(arguments, bundle, rounds):
+    model_mib = (ROOT / bundle / "model.onnx").stat().st_size / 2**20
+
+    def middle(which, key):
+        return statistics.median(each[which][key] for each in rounds)
+
+    result = {
+        "model": bundle.rsplit("/", 1)[-1], "precision": arguments.precision, "mix": arguments.mix,
+        "documents_per_second": middle(0, "rate"), "peer_documents_per_second": middle(1, "rate"),
+        "ratio": statistics.median(ours["rate"] / peer["rate"] for ours, peer in rounds),
+        "peak_rss_mib": middle(0, "memory_mib"), "peer_peak_rss_mib": middle(1, "memory_mib"),
+        "memory_ratio_beyond_the_model": (middle(0, "memory_mib") - model_mib) / (middle(1, "memory_mib") - model_mib),
+    }  # fmt: skip
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{result['model']}, {result['precision']}, {result['mix']}: {result['ratio']:.2f} times the peer")
+    print(f"  documents/s  {result['documents_per_second']:8.1f}   peer {result['peer_documents_per_second']:8.1f}")
+    print(f"  peak MiB     {result['peak_rss_mib']:8.0f}   peer {result['peer_peak_rss_mib']:8.0f}   model {model_mib:.0f}")
+    print(f"  memory beyond the model: {result['memory_ratio_beyond_the_model']:.2f} of the peer's")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+//! Bulk mode for backfills: no search graph is built while a collection is filled, and the building is
+//! switched on again, whatever happens to the worker that switched it off.
+//!
+//! What to switch back to and until when is written into the collection's metadata before anything is
+//! switched off. Whoever is at work renews the time; a time that has passed says that the worker is
+//! gone, and then whoever opens the collection next switches back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::store::{Store, StoreError};
+
+/// Metadata key of the lease.
+const LEASE_KEY: &str = "tcbert_worker_bulk";
+/// How long bulk mode outlives its worker.
+pub const LEASE: Duration = Duration::from_secs(300);
+/// How often [`Bulk::renew`] is to be called.
+pub const RENEW_EVERY: Duration = Duration::from_secs(60);
+/// Building switched off.
+const NEVER: u64 = 0;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Lease {
+    /// What to switch back to.
+    threshold: u64,
+    /// Seconds since the epoch after which anyone may switch back.
+    until: i64,
+}
+
+/// Bulk mode that is on; call [`Bulk::end`] when the collection is filled.
+pub struct Bulk {
+    store: Arc<dyn Store>,
+    threshold: u64,
+}
+
+impl Bulk {
+    /// Switches bulk mode on; joins where another worker did.
+    ///
+    /// # Errors
+    /// A store that fails; then nothing is switched off for longer than [`LEASE`].
+    pub async fn begin(store: Arc<dyn Store>, now: jiff::Timestamp) -> Result<Self, StoreError> {
+        let threshold = match lease(&*store).await? {
+            Some(lease) => lease.threshold,
+            None => store.admin().graph_threshold().await?,
+        };
+        let bulk = Self { store, threshold };
+        bulk.renew(now).await?;
+        bulk.store.admin().set_graph_threshold(NEVER).await?;
+        Ok(bulk)
+    }
+
+    /// Says that the worker is still there; to be called every [`RENEW_EVERY`].
+    ///
+    /// # Errors
+    /// A store that fails; try again.
+    pub async fn renew(&self, now: jiff::Timestamp) -> Result<(), StoreError> {
+        let until = now
+            .as_second()
+            .saturating_add(LEASE.as_secs().cast_signed());
+        let lease = Lease {
+            threshold: self.threshold,
+            until,
+        };
+        write(&*self.store, Some(lease)).await
+    }
+
+    /// Switches back.
+    ///
+    /// # Errors
+    /// A store that fails; the next worker that opens the collection after [`LEASE`] does it then.
+    pub async fn end(self) -> Result<(), StoreError> {
+        restore(&*self.store, self.threshold).await
+    }
+}
+
+/// Switches back where bulk mode was left on by a worker that is gone; says whether it was.
+///
+/// # Errors
+/// A store that fails.
+pub async fn end_abandoned(store: &dyn Store, now: jiff::Timestamp) -> Result<bool, StoreError> {
+    match lease(store).await? {
+        Some(lease) if lease.until < now.as_second() => {
+            restore(store, lease.threshold).await?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The threshold first: a crash between the two leaves a lease, and it is switched back once more.
+async fn restore(store: &dyn Store, threshold: u64) -> Result<(), StoreError> {
+    store.admin().set_graph_threshold(threshold).await?;
+    write(store, None).await
+}
+
+async fn lease(store: &dyn Store) -> Result<Option<Lease>, StoreError> {
+    let found = store.collection().await?;
+    let written = found.and_then(|found| found.metadata.get(LEASE_KEY).cloned());
+    // Null says that there is none: metadata can be overwritten, not taken back.
+    Ok(written.and_then(|written| serde_json::from_value(written).ok()))
+}
+
+async fn write(store: &dyn Store, lease: Option<Lease>) -> Result<(), StoreError> {
+    let lease = lease.map_or(
+        Value::Null,
+        |lease| serde_json::json!({"threshold": lease.threshold, "until": lease.until}),
+    );
+    let metadata = BTreeMap::from([(LEASE_KEY.to_owned(), lease)]);
+    store.admin().write_metadata(metadata).await
+}

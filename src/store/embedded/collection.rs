@@ -1,0 +1,204 @@
+//! An open collection of the embedded store: the conditional write and the questions, in the engine's
+//! words, and the guard that turns the engine's panics into errors. Knows no files and no bounds.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use qdrant_edge::{
+    CountRequest, EdgeShard, Filter, NamedQuery, OperationError, PointIdsList,
+    PointInsertOperations, PointOperations, QueryEnum, QueryRequest, ScoringQuery, UpdateOperation,
+    VectorInternal, VectorOperations, WithPayloadInterface, WithVector,
+};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::document::{DocumentId, Version};
+use crate::store::embedded::convert;
+use crate::store::embedded::folder::is_full;
+use crate::store::point::{is_marker, key};
+use crate::store::version::{may_replace, read_version};
+use crate::store::{PointFilter, PointWrite, SearchHit, StoreError};
+
+pub(super) struct Collection {
+    pub(super) shard: EdgeShard,
+    pub(super) vector_name: String,
+    pub(super) vector_size: usize,
+}
+
+/// What is known of a stored point before it is written over.
+struct Stored {
+    version: Option<Version>,
+    marker: bool,
+}
+
+impl Collection {
+    pub(super) fn search(
+        &self,
+        vector: Vec<f32>,
+        wanted: &PointFilter,
+        limit: usize,
+    ) -> Result<Vec<SearchHit>, StoreError> {
+        if vector.len() != self.vector_size {
+            return Err(StoreError::Rejected(format!(
+                "a query of {} numbers for vectors of {}",
+                vector.len(),
+                self.vector_size
+            )));
+        }
+        let request = QueryRequest {
+            prefetches: Vec::new(),
+            query: Some(ScoringQuery::Vector(QueryEnum::Nearest(NamedQuery {
+                query: VectorInternal::Dense(vector),
+                using: Some(self.vector_name.clone()),
+            }))),
+            filter: Some(convert::matching(wanted)?),
+            score_threshold: None,
+            limit,
+            offset: 0,
+            params: None,
+            with_vector: WithVector::Bool(false),
+            with_payload: WithPayloadInterface::Bool(true),
+        };
+        let found = guard(|| self.shard.query(request))?;
+        Ok(found
+            .into_iter()
+            .map(|point| SearchHit {
+                point_id: convert::uuid(point.id),
+                score: point.score,
+                payload: convert::payload(point.payload),
+            })
+            .collect())
+    }
+
+    pub(super) fn fetch(&self, id: &DocumentId) -> Result<Option<Map<String, Value>>, StoreError> {
+        let ids = [convert::point_id(id.point_id())];
+        let found = guard(|| self.shard.retrieve(&ids, None, None))?;
+        Ok(found
+            .into_iter()
+            .next()
+            .map(|record| convert::payload(record.payload)))
+    }
+
+    pub(super) fn update(&self, operation: UpdateOperation) -> Result<(), StoreError> {
+        guard(|| self.shard.update(operation))
+    }
+
+    pub(super) fn count(&self, filter: Filter) -> Result<u64, StoreError> {
+        let request = CountRequest {
+            filter: Some(filter),
+            exact: true,
+        };
+        guard(|| self.shard.count(request)).map(|points| points as u64)
+    }
+
+    /// Writes what is not older than what is there. One thread does all writing, so that nothing
+    /// comes between the look and the write.
+    pub(super) fn apply(&self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
+        let stored = self.stored(&batch)?;
+        let mut emptied = Vec::new();
+        let mut points = Vec::with_capacity(batch.len());
+        for write in batch {
+            let before = stored.get(&write.id().point_id());
+            let version = before.and_then(|before| before.version.as_ref());
+            if !may_replace(version, write.version()) {
+                continue;
+            }
+            if write.is_tombstone() && before.is_some_and(|before| !before.marker) {
+                emptied.push(convert::point_id(write.id().point_id()));
+            }
+            points.push(convert::point(write, &self.vector_name));
+        }
+        if points.is_empty() {
+            return Ok(());
+        }
+        self.update(UpdateOperation::PointOperation(
+            PointOperations::UpsertPoints(PointInsertOperations::PointsList(points)),
+        ))?;
+        if emptied.is_empty() {
+            return Ok(());
+        }
+        // Where the engine moves a point out of a finished segment it keeps vectors that the new
+        // point lacks; a marker shall not carry the vector of what was deleted.
+        self.update(UpdateOperation::VectorOperation(
+            VectorOperations::DeleteVectors(
+                PointIdsList::from(emptied),
+                vec![self.vector_name.clone()],
+            ),
+        ))
+    }
+
+    /// Lets the engine's log go on `count` numbers later. After a power cut the log may have lost the
+    /// end of its last full file (the engine does not wait until a full file is on the disk), and the
+    /// engine takes a write whose number it has seen before for an old one and drops it.
+    pub(super) fn skip_numbers(&self, count: usize) -> Result<(), StoreError> {
+        for _ in 0..count {
+            let nothing = PointOperations::DeletePoints { ids: Vec::new() };
+            self.update(UpdateOperation::PointOperation(nothing))?;
+        }
+        Ok(())
+    }
+
+    fn stored(&self, batch: &[PointWrite]) -> Result<HashMap<Uuid, Stored>, StoreError> {
+        let ids: Vec<_> = batch
+            .iter()
+            .map(|write| convert::point_id(write.id().point_id()))
+            .collect();
+        let keys = [
+            key::VERSION,
+            key::KAFKA_TOPIC,
+            key::KAFKA_PARTITION,
+            key::KAFKA_OFFSET,
+            key::DELETED,
+        ];
+        let fields = keys
+            .into_iter()
+            .map(convert::path)
+            .collect::<Result<_, _>>()?;
+        let fields = WithPayloadInterface::Fields(fields);
+        let found = guard(|| self.shard.retrieve(&ids, Some(fields), None))?;
+        Ok(found
+            .into_iter()
+            .map(|record| {
+                let payload = convert::payload(record.payload);
+                let stored = Stored {
+                    version: read_version(&payload),
+                    marker: is_marker(&payload),
+                };
+                (convert::uuid(record.id), stored)
+            })
+            .collect())
+    }
+
+    /// Dropping the shard flushes it, and panics where that fails.
+    pub(super) fn close(self) -> Result<(), StoreError> {
+        guard(|| {
+            drop(self.shard);
+            Ok(())
+        })
+    }
+}
+
+/// Calls the engine; a panic of its own becomes an error. What it was doing then is unknown, so
+/// that the shard is closed after (see `Engine::heed`).
+pub(super) fn guard<T>(call: impl FnOnce() -> Result<T, OperationError>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| convert::error(&error)),
+        Err(panic) => {
+            let text = panic_text(&*panic);
+            Err(if is_full(&text) {
+                StoreError::Full(text)
+            } else {
+                StoreError::Fatal(format!("the engine of the embedded store failed: {text}"))
+            })
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "panic without a message".into())
+}

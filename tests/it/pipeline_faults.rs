@@ -1,0 +1,454 @@
+//! The pipeline over a scripted source and a store and a model that misbehave: what is tried again, what
+//! is isolated, what stops the worker, and that a commit never runs ahead of what is durable.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+use tcbert_worker::decode::{DecodeSettings, Decoder};
+use tcbert_worker::document::{DocumentId, Generation, RecordPosition, TopicPartition};
+use tcbert_worker::model::twin::TwinModel;
+use tcbert_worker::model::{Model, ModelError, PassInput, PassOutput};
+use tcbert_worker::pipeline::{self, Counters, Ending, PipelineError, Stages, Wiring};
+use tcbert_worker::score::{ModelIdentity, Tagger, TaggingSettings};
+use tcbert_worker::source::memory::{MemorySource, Script};
+use tcbert_worker::source::{MemoryDeadLetters, SourceEvent, SourceRecord};
+use tcbert_worker::store::counting::CountingStore;
+use tcbert_worker::store::point::Provenance;
+use tcbert_worker::store::{
+    Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError,
+};
+use tcbert_worker::telemetry::Metrics;
+use tcbert_worker::tokenize::PromptTokenizer;
+use tokio_util::sync::CancellationToken;
+
+const TOPIC: &str = "documents";
+const HIDDEN: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the store does with a write before it looks at its points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Works,
+    Away,
+    Full,
+    Broken,
+}
+
+/// Keeps what was written; refuses batches that hold poison.
+struct MoodyStore {
+    mood: Mutex<Vec<Mood>>,
+    poison: HashSet<String>,
+    written: Mutex<BTreeMap<String, usize>>,
+    rest: CountingStore,
+}
+
+impl MoodyStore {
+    fn new(moods: &[Mood], poison: &[&str]) -> Arc<Self> {
+        Arc::new(Self {
+            mood: Mutex::new(moods.iter().rev().copied().collect()),
+            poison: poison.iter().map(|id| (*id).to_owned()).collect(),
+            written: Mutex::default(),
+            rest: CountingStore::default(),
+        })
+    }
+
+    fn take(&self, batch: &[PointWrite]) -> Result<(), StoreError> {
+        match self.mood.lock().pop().unwrap_or(Mood::Works) {
+            Mood::Works => {}
+            Mood::Away => return Err(StoreError::Transient("away".to_owned())),
+            Mood::Full => return Err(StoreError::Full("disk full".to_owned())),
+            Mood::Broken => return Err(StoreError::Fatal("the flush failed".to_owned())),
+        }
+        if batch
+            .iter()
+            .any(|write| self.poison.contains(write.id().as_str()))
+        {
+            return Err(StoreError::Rejected("poison".to_owned()));
+        }
+        let mut written = self.written.lock();
+        for write in batch {
+            *written.entry(write.id().as_str().to_owned()).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn ids(&self) -> HashSet<String> {
+        self.written.lock().keys().cloned().collect()
+    }
+}
+
+impl Store for MoodyStore {
+    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
+        let outcome = self.take(&batch);
+        Box::pin(std::future::ready(outcome))
+    }
+
+    fn search(
+        &self,
+        vector: Vec<f32>,
+        filter: PointFilter,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<SearchHit>, StoreError>> {
+        self.rest.search(vector, filter, limit)
+    }
+
+    fn count(&self, filter: PointFilter) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.rest.count(filter)
+    }
+
+    fn fetch(
+        &self,
+        id: DocumentId,
+    ) -> BoxFuture<'_, Result<Option<Map<String, Value>>, StoreError>> {
+        self.rest.fetch(id)
+    }
+
+    fn collection(&self) -> BoxFuture<'_, Result<Option<CollectionInfo>, StoreError>> {
+        self.rest.collection()
+    }
+
+    fn remove_markers(&self, before: jiff::Timestamp) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.rest.remove_markers(before)
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self.rest.admin()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.rest.close()
+    }
+}
+
+/// Fails on rows longer than `most` tokens; `most = 0` fails on everything.
+struct FragileModel {
+    twin: TwinModel,
+    most: usize,
+}
+
+impl Model for FragileModel {
+    fn hidden_size(&self) -> usize {
+        self.twin.hidden_size()
+    }
+
+    fn run(&mut self, input: &PassInput) -> Result<PassOutput, ModelError> {
+        if input.tokens > self.most {
+            return Err(ModelError::Run {
+                batch: input.batch,
+                tokens: input.tokens,
+                reason: "out of memory".to_owned(),
+            });
+        }
+        self.twin.run(input)
+    }
+}
+
+/// A pipeline under test.
+struct Ground {
+    script: Script,
+    letters: Arc<MemoryDeadLetters>,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+    running: tokio::task::JoinHandle<Result<Ending, PipelineError>>,
+}
+
+impl Ground {
+    fn start(store: Arc<MoodyStore>, most_tokens: usize) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let tokenizer = root.join("models/compact/tokenizer.json");
+        let tokenizer = Arc::new(PromptTokenizer::from_file(&tokenizer).unwrap());
+        let identity = ModelIdentity {
+            fingerprint: "twin".to_owned(),
+            max_tokens: 512,
+            hidden_size: HIDDEN,
+        };
+        let tagger = Tagger::new(&TaggingSettings::default(), tokenizer, &identity).unwrap();
+        let model = FragileModel {
+            twin: TwinModel::new(HIDDEN),
+            most: most_tokens,
+        };
+        let decode = DecodeSettings::default();
+        let (source, script) = MemorySource::scripted();
+        let letters = Arc::new(MemoryDeadLetters::default());
+        let stages = Stages {
+            source,
+            decoder: Decoder::new(&decode).unwrap(),
+            text: decode.text_settings(),
+            tagger,
+            models: vec![Box::new(model)],
+            provenance: Provenance {
+                embedding_fingerprint: "e".to_owned(),
+                labelling_fingerprint: "l".to_owned(),
+                keep_text: false,
+            },
+            store,
+            dead_letters: letters.clone(),
+            metrics: Metrics::new().unwrap(),
+        };
+        let wiring = Wiring {
+            commit_interval: Duration::from_millis(10),
+            revoke_drain: Duration::from_secs(5),
+            batch_points: 32,
+            write_concurrency: 3,
+            ..wiring()
+        };
+        let counters = Arc::new(Counters::default());
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(pipeline::run(
+            stages,
+            wiring,
+            counters.clone(),
+            shutdown.clone(),
+        ));
+        Self {
+            script,
+            letters,
+            counters,
+            shutdown,
+            running,
+        }
+    }
+
+    fn wait_for_commit(&self, partition: i32, next_offset: i64) {
+        let partition = TopicPartition::new(TOPIC, partition);
+        assert!(
+            self.script
+                .wait_for_commit(&partition, next_offset, PATIENCE),
+            "committed {:?}, counted {:?}",
+            self.script.committed(),
+            self.counters.snapshot()
+        );
+    }
+
+    async fn stop(self) -> Result<Ending, PipelineError> {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    async fn fails(self) -> PipelineError {
+        tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap_err()
+    }
+}
+
+fn wiring() -> Wiring {
+    let settings = tcbert_worker::settings::Settings::load(&Default::default()).unwrap();
+    tcbert_worker::assemble::wiring(&settings)
+}
+
+fn record(partition: i32, offset: i64, id: &str, title: &str) -> SourceRecord {
+    SourceRecord {
+        position: RecordPosition {
+            partition: TopicPartition::new(TOPIC, partition),
+            offset,
+        },
+        generation: Generation(1),
+        timestamp_ms: Some(1_000 + offset),
+        key: Some(id.as_bytes().to_vec()),
+        value: Some(
+            serde_json::json!({ "title": title })
+                .to_string()
+                .into_bytes(),
+        ),
+        headers: Vec::new(),
+    }
+}
+
+fn records(partition: i32, offsets: std::ops::Range<i64>) -> Vec<SourceRecord> {
+    offsets
+        .map(|offset| {
+            record(
+                partition,
+                offset,
+                &format!("{partition}-{offset}"),
+                "国家队公布大名单",
+            )
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_away_or_full_is_waited_for() {
+    let store = MoodyStore::new(
+        &[Mood::Away, Mood::Full, Mood::Away, Mood::Away, Mood::Full],
+        &[],
+    );
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0, 1], 1);
+    ground.script.records(records(0, 0..100));
+    ground.script.records(records(1, 0..100));
+    ground.wait_for_commit(0, 100);
+    ground.wait_for_commit(1, 100);
+    assert!(
+        ground.letters.letters().is_empty(),
+        "an outage dead-letters nothing"
+    );
+    assert_eq!(store.ids().len(), 200);
+    assert_eq!(ground.stop().await.unwrap(), Ending::Stopped);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_poison_goes_to_the_dead_letters() {
+    let store = MoodyStore::new(&[], &["0-17", "0-63"]);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..100));
+    ground.wait_for_commit(0, 100);
+    let mut keys: Vec<Vec<u8>> = ground
+        .letters
+        .letters()
+        .into_iter()
+        .filter_map(|letter| letter.record.key)
+        .collect();
+    keys.sort();
+    assert_eq!(keys, vec![b"0-17".to_vec(), b"0-63".to_vec()]);
+    assert!(
+        ground
+            .letters
+            .letters()
+            .iter()
+            .all(|letter| letter.stage == "store")
+    );
+    assert_eq!(store.ids().len(), 98);
+    ground.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_refuses_everything_stops_the_worker_instead_of_emptying_the_topic() {
+    let ids: Vec<String> = (0..400).map(|offset| format!("0-{offset}")).collect();
+    let poison: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let ground = Ground::start(MoodyStore::new(&[], &poison), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..400));
+    let letters = ground.letters.clone();
+    let error = ground.fails().await;
+    assert!(
+        matches!(error, PipelineError::Store(StoreError::Fatal(_))),
+        "{error}"
+    );
+    assert!(
+        letters.letters().len() <= 110,
+        "{} letters",
+        letters.letters().len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_flush_stops_without_a_commit() {
+    let ground = Ground::start(MoodyStore::new(&[Mood::Broken; 64], &[]), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..50));
+    let script = ground.script.clone();
+    let error = ground.fails().await;
+    assert!(
+        matches!(error, PipelineError::Store(StoreError::Fatal(_))),
+        "{error}"
+    );
+    assert!(script.committed().is_empty(), "{:?}", script.committed());
+    assert!(script.is_closed(), "the source leaves its group");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_that_the_model_fails_on_is_isolated() {
+    let store = MoodyStore::new(&[], &[]);
+    let ground = Ground::start(store.clone(), 60);
+    ground.script.assign(TOPIC, &[0], 1);
+    let mut batch = records(0, 0..40);
+    batch.push(record(0, 40, "0-40", &"很长的标题".repeat(40)));
+    ground.script.records(batch);
+    ground.wait_for_commit(0, 41);
+    let letters = ground.letters.letters();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        (letters[0].stage.as_str(), letters[0].record.position.offset),
+        ("model", 40)
+    );
+    assert_eq!(store.ids().len(), 40);
+    ground.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_fails_on_everything_stops_the_worker() {
+    let ground = Ground::start(MoodyStore::new(&[], &[]), 0);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..40));
+    let (letters, script) = (ground.letters.clone(), ground.script.clone());
+    let error = ground.fails().await;
+    assert!(matches!(error, PipelineError::Model(_)), "{error}");
+    assert!(letters.letters().is_empty() && script.committed().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_drains_and_hands_over_its_offsets() {
+    let store = MoodyStore::new(&[Mood::Away, Mood::Away], &[]);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0, 1], 1);
+    ground.script.records(records(0, 0..30));
+    ground.script.records(records(1, 0..30));
+    let answer = ground
+        .script
+        .revoke(TOPIC, &[1])
+        .recv_timeout(PATIENCE)
+        .unwrap();
+    let committed = ground
+        .script
+        .committed()
+        .get(&TopicPartition::new(TOPIC, 1))
+        .copied();
+    let handed_over = answer.first().map(|offset| offset.next_offset);
+    assert_eq!(
+        handed_over.or(committed),
+        Some(30),
+        "drained before it is let go"
+    );
+    // What still arrives of it belongs to its next owner.
+    ground.script.records(records(1, 30..40));
+    ground.script.records(records(0, 30..40));
+    ground.wait_for_commit(0, 40);
+    assert!(!store.ids().contains("1-35"));
+    ground.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounded_source_ends_when_all_is_durable() {
+    let store = MoodyStore::new(&[Mood::Away, Mood::Away, Mood::Away], &["0-5"]);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..70));
+    ground.script.send(SourceEvent::Ended);
+    let ending = tokio::time::timeout(PATIENCE, ground.running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(ending, Ending::Complete);
+    assert_eq!(
+        ground
+            .script
+            .committed()
+            .get(&TopicPartition::new(TOPIC, 0)),
+        Some(&70)
+    );
+    assert_eq!((store.ids().len(), ground.letters.letters().len()), (69, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_fail_are_made_again() {
+    let ground = Ground::start(MoodyStore::new(&[], &[]), 512);
+    ground.script.fail_commits(3);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..10));
+    ground.wait_for_commit(0, 10);
+    ground.stop().await.unwrap();
+}
