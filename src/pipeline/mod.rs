@@ -47,7 +47,7 @@ use crate::store::point::Provenance;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Health, Metrics, Stage};
 
-use dead_letters::{Refusal, refuse};
+use dead_letters::{Refusal, run_refuser};
 use intake::{IntakeState, spawn_intake};
 use ledger::{Budget, Ledger, Ticket};
 use outage::Outage;
@@ -65,9 +65,6 @@ const WRITE_CHUNKS: usize = 8;
 
 /// Refused records that wait for the dead-letter producer.
 const REFUSALS: usize = 64;
-
-/// Dead letters in flight at most.
-const REFUSALS_IN_FLIGHT: usize = 256;
 
 /// Built stages, ready to be wired.
 pub struct Stages {
@@ -351,29 +348,6 @@ fn start(
         writer,
         refuser,
     })
-}
-
-/// Sends refused records to the dead letters, several at once.
-async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused>) {
-    let mut in_flight = tokio::task::JoinSet::new();
-    while let Some(refused) = refusals.recv().await {
-        if in_flight.len() >= REFUSALS_IN_FLIGHT {
-            in_flight.join_next().await;
-        }
-        let context = context.clone();
-        in_flight.spawn(async move {
-            let Refused {
-                ticket,
-                record,
-                refusal,
-            } = refused;
-            if let Err(error) = refuse(&context, ticket, record, refusal).await {
-                context.fail(error);
-            }
-        });
-        while in_flight.try_join_next().is_some() {}
-    }
-    while in_flight.join_next().await.is_some() {}
 }
 
 /// Commits on a timer until there is a reason to end.

@@ -267,6 +267,9 @@ async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
     let every = if seen { BAR_EVERY } else { LOG_EVERY };
     let started = Instant::now();
     let at_start = work.far().done;
+    // What an earlier run did says nothing of the rate of this one.
+    bar.set_position(at_start);
+    bar.reset_eta();
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}
