@@ -297,6 +297,8 @@ pub fn wiring(settings: &Settings) -> Wiring {
         write_concurrency: settings.store.concurrency,
         commit_interval: settings.kafka.commit_interval(),
         revoke_drain: settings.kafka.revoke_drain(),
+        throttle: None,
+        health: None,
     }
 }
 

@@ -3,7 +3,9 @@
 //! Results go to standard output, logs and progress to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
+mod backfill;
 mod bench;
+mod dead_letters;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -15,7 +17,9 @@ mod search;
 mod tag;
 mod tag_all;
 mod taxonomy;
+mod whiten;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -41,6 +45,8 @@ struct CommandLine {
 enum Command {
     /// Consume documents from Kafka until told to stop.
     Run(run::Arguments),
+    /// Tag a bounded part of the topics, or files; ends by itself and resumes where it was.
+    Backfill(backfill::Arguments),
     /// Show the whole pipeline on an embedded broker and store with sample documents.
     Demo(demo::Arguments),
     /// Tag texts from the arguments or, one a line, from standard input.
@@ -53,6 +59,10 @@ enum Command {
     Taxonomy(taxonomy::Arguments),
     /// Create or change the collection as `migrations/` declares it.
     Migrate(migrate::Arguments),
+    /// List what could not be processed, or send it home again.
+    DeadLetters(dead_letters::Arguments),
+    /// Fit and inspect a whitening of the embeddings.
+    Whiten(whiten::Arguments),
     /// Measure the throughput of each stage and of the whole.
     Bench(bench::Arguments),
     /// Check configuration, broker, store, model and device, and say what to mend.
@@ -85,7 +95,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 fn execute(command_line: CommandLine) -> Result<(), Failure> {
     let mut settings = Settings::load(&Origins::of_process(command_line.config))?;
-    let serves = matches!(command_line.command, Command::Run(_));
+    // A backfill tells a log how far it is; who sits before it sees a bar.
+    let serves = match command_line.command {
+        Command::Run(_) => true,
+        Command::Backfill(_) => !std::io::stderr().is_terminal(),
+        _ => false,
+    };
     if !serves && settings.log == LogSettings::default() {
         // Commands for people show progress and tables; what is ordinary need not be told.
         "warn".clone_into(&mut settings.log.level);
@@ -93,6 +108,9 @@ fn execute(command_line: CommandLine) -> Result<(), Failure> {
     init_logging(&settings.log).map_err(Failure::usage)?;
     match command_line.command {
         Command::Run(arguments) => run::execute(&settings, &arguments),
+        Command::Backfill(arguments) => backfill::execute(&settings, &arguments),
+        Command::DeadLetters(arguments) => dead_letters::execute(&settings, &arguments),
+        Command::Whiten(arguments) => whiten::execute(&settings, &arguments),
         Command::Demo(arguments) => demo::execute(settings, &arguments),
         Command::Tag(arguments) => tag::execute(&settings, &arguments),
         Command::Search(arguments) => search::execute(&settings, &arguments),

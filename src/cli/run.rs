@@ -9,13 +9,19 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use crate::assemble;
 use crate::kafka::{DeadLetterProducer, KafkaSource};
-use crate::pipeline::{self, Counters, Ending};
+use crate::pipeline::{self, Counters, Ending, Wiring};
 use crate::settings::Settings;
-use crate::source::Source;
+use crate::store::Store;
 use crate::telemetry::{AdminServer, Health, Metrics};
 
 /// How often the progress of a run is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often the lag of the partitions is published; the client's own statistics are that old.
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often expired markers of deletions are removed.
+const MARKER_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Consume documents from Kafka until told to stop.
 #[derive(Debug, Args)]
@@ -65,20 +71,25 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
     let counters = Arc::new(Counters::default());
     let stages = engine.into_stages(
         settings,
-        source,
+        source.clone(),
         store.clone(),
         Arc::new(dead_letters),
-        metrics,
+        metrics.clone(),
     );
-    let reporter = tokio::spawn(log_progress(counters.clone()));
-    let outcome = pipeline::run(
-        stages?,
-        assemble::wiring(settings),
-        counters.clone(),
-        shutdown,
-    )
-    .await;
-    reporter.abort();
+    let beside = [
+        tokio::spawn(log_progress(counters.clone())),
+        tokio::spawn(publish_lag(source, metrics)),
+        tokio::spawn(remove_markers(
+            store.clone(),
+            settings.store.tombstone_retention(),
+        )),
+    ];
+    let wiring = Wiring {
+        health: Some(health.clone()),
+        ..assemble::wiring(settings)
+    };
+    let outcome = pipeline::run(stages?, wiring, counters.clone(), shutdown).await;
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
     drop(admin);
     let counts = counters.snapshot();
     tracing::info!(
@@ -98,13 +109,32 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
     }
 }
 
-async fn connect(settings: &Settings) -> Result<Arc<dyn Source>, Failure> {
+async fn connect(settings: &Settings) -> Result<Arc<KafkaSource>, Failure> {
     let kafka = settings.kafka.clone();
     let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
         .await
         .map_err(Failure::failed)?
         .map_err(Failure::failed)?;
     Ok(Arc::new(source))
+}
+
+/// Publishes how many records wait in the partitions that are held.
+async fn publish_lag(source: Arc<KafkaSource>, metrics: Metrics) {
+    loop {
+        tokio::time::sleep(LAG_INTERVAL).await;
+        let held = source.partitions();
+        for (partition, records) in source.counters().lag {
+            // The statistics may still tell of partitions that have left.
+            if held.contains(&partition) {
+                let records = u64::try_from(records).unwrap_or(0);
+                metrics.lag(&partition.topic, partition.partition, records);
+            }
+        }
+    }
+}
+
+async fn remove_markers(store: Arc<dyn Store>, retention: Duration) {
+    pipeline::remove_expired_markers(store.as_ref(), retention, MARKER_INTERVAL).await;
 }
 
 async fn log_progress(counters: Arc<Counters>) {

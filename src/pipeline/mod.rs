@@ -16,8 +16,11 @@ mod dead_letters;
 mod infer;
 mod intake;
 mod ledger;
+mod outage;
 mod prepare;
 mod settings;
+mod throttle;
+mod upkeep;
 mod write;
 
 use std::sync::Arc;
@@ -30,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use counters::{Counter, Counters, Counts};
 pub use settings::PipelineSettings;
+pub use throttle::Throttle;
+pub use upkeep::remove_expired_markers;
 
 use crate::batch::{BatchPlanner, BatchSettings};
 use crate::decode::{Decoder, TextSettings};
@@ -40,11 +45,12 @@ use crate::source::{
 };
 use crate::store::point::Provenance;
 use crate::store::{Store, StoreError};
-use crate::telemetry::{Metrics, Stage};
+use crate::telemetry::{Health, Metrics, Stage};
 
 use dead_letters::{Refusal, refuse};
 use intake::{IntakeState, spawn_intake};
 use ledger::{Budget, Ledger, Ticket};
+use outage::Outage;
 use prepare::{Prepared, spawn_prepare};
 use write::{WriterSettings, run_writer};
 
@@ -100,6 +106,10 @@ pub struct Wiring {
     pub commit_interval: Duration,
     /// How long a revocation waits for what is in flight.
     pub revoke_drain: Duration,
+    /// How fast records may enter; `None` for as fast as they come.
+    pub throttle: Option<Arc<Throttle>>,
+    /// Told while the store takes no writes; `None` where nobody asks.
+    pub health: Option<Health>,
 }
 
 /// Why the pipeline stopped by itself; what was committed is durable all the same.
@@ -149,6 +159,7 @@ pub(crate) struct Context {
     ledger: Ledger,
     counters: Arc<Counters>,
     metrics: Metrics,
+    outage: Outage,
     /// Above zero while batches go out at once instead of lingering.
     draining: AtomicUsize,
     /// Work in flight is given up: retry loops end.
@@ -259,6 +270,7 @@ pub async fn run(
         }),
         counters,
         metrics,
+        outage: Outage::new(wiring.health.clone()),
         draining: AtomicUsize::new(0),
         abandoned: CancellationToken::new(),
         failure: Mutex::new(None),
@@ -331,7 +343,7 @@ fn start(
         intake.clone(),
         context.source.events(),
         records_out,
-        wiring.revoke_drain,
+        wiring,
     )?;
     Ok(Running {
         intake,

@@ -184,6 +184,7 @@ async fn write_until_decided(
                 }
                 context.metrics.stage(Stage::Write, started.elapsed());
                 context.metrics.store_paused(false);
+                context.outage.over();
                 return Ok(Ok(()));
             }
             Err(StoreError::Rejected(reason)) => return Ok(Err(reason)),
@@ -191,6 +192,7 @@ async fn write_until_decided(
             Err(failure) => failure,
         };
         context.metrics.store_retry();
+        context.outage.failed(&failure, started.elapsed());
         context
             .metrics
             .store_paused(matches!(failure, StoreError::Full(_)));

@@ -2,6 +2,7 @@
 //! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
 
 pub mod files;
+mod letters;
 pub mod memory;
 mod refused;
 pub(crate) mod timestamp;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+pub use letters::FileDeadLetters;
 pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink, MemoryDeadLetters};
 
 use crate::document::{Generation, Receipt, RecordPosition, TopicPartition};

@@ -48,6 +48,11 @@ impl Health {
         self.state.store(Arc::new(State::Failed(reason.into())));
     }
 
+    /// Whether the worker takes and tags documents.
+    pub fn is_ready(&self) -> bool {
+        self.ready().is_ok()
+    }
+
     /// `Err` with the reason where the worker has failed.
     pub(super) fn alive(&self) -> Result<(), String> {
         match &**self.state.load() {

@@ -8,6 +8,7 @@
 #![allow(unreachable_pub)]
 
 mod apache_kafka;
+mod backfill;
 mod batches;
 mod dead_letters;
 mod fuzz;
@@ -15,6 +16,7 @@ mod goldens;
 mod kafka_reader;
 mod kafka_real;
 mod kafka_source;
+mod operations;
 mod pipeline;
 mod pipeline_faults;
 mod process;

@@ -1,0 +1,371 @@
+//! `backfill`: a bounded part of the topics, or files, through the whole pipeline; ends by itself,
+//! resumes where it was, and says what it did.
+
+mod work;
+mod yielding;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::Failure;
+use super::{output, run};
+use crate::assemble;
+use crate::kafka::DeadLetterProducer;
+use crate::pipeline::{self, Counters, Counts, Ending, PipelineError, Throttle, Wiring};
+use crate::settings::Settings;
+use crate::source::{DeadLetterSink, FileDeadLetters};
+use crate::telemetry::Metrics;
+use work::{Wanted, Work};
+
+/// How often the bar moves.
+const BAR_EVERY: Duration = Duration::from_millis(250);
+/// How often a line tells of the progress where nobody sees a bar.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+/// Records in flight at most beside a live worker, so that slowing down is felt soon.
+const YIELDING_IN_FLIGHT: usize = 1024;
+
+/// Tag a bounded part of the topics, or files; ends by itself and resumes where it was.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["from", "to", "offsets", "input"]))]
+pub(super) struct Arguments {
+    /// From the first record that is not older than this time: 2026-11-23T00:00:00Z, 2026-11-23, or
+    /// seconds or milliseconds since 1970.
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["offsets", "input"])]
+    from: Option<String>,
+    /// Up to the first record that is not older than this time; left out: up to the end that the
+    /// topics have when the job starts.
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["offsets", "input"])]
+    to: Option<String>,
+    /// These offsets: [TOPIC:]PARTITION:FROM..TO, several with commas between them; TO is not
+    /// included, FROM or TO may be left out.
+    #[arg(long, value_name = "SPEC", conflicts_with = "input")]
+    offsets: Option<String>,
+    /// Files or folders: .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst) or .parquet.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    input: Vec<PathBuf>,
+    /// Name of the job; with what is read and how it is tagged it makes the job that is resumed.
+    #[arg(long, value_name = "NAME", default_value = "backfill")]
+    job: String,
+    /// Leave a job over topics alone that is finished already, instead of starting it anew.
+    #[arg(long, conflicts_with = "input")]
+    once: bool,
+    /// Go on where records of the range have expired since it was decided on, and log what is gone.
+    #[arg(long, conflicts_with = "input")]
+    accept_gap: bool,
+    /// Documents a second at most.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_docs_per_second: Option<f64>,
+    /// Slow down while the live group (kafka.group_id) is behind.
+    #[arg(long)]
+    yield_to_live: bool,
+    /// Records that the live group may be behind before the backfill slows down.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1000,
+        requires = "yield_to_live"
+    )]
+    yield_lag: u64,
+    /// Where records go that cannot be processed: the dead-letter topic, or a file beside the state
+    /// of the job. Left out: the topic for a range of topics, the file for files.
+    #[arg(long, value_name = "WHERE")]
+    dead_letters: Option<Letters>,
+    /// Exit with 1 where records went to the dead letters.
+    #[arg(long)]
+    fail_on_dead_letters: bool,
+    /// Print one JSON object that says what was done.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where dead letters go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Letters {
+    /// The topic `kafka.dead_letter_topic`.
+    Kafka,
+    /// A file of JSON lines in `backfill.state_dir`.
+    File,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate: &f64| rate.is_finite() && *rate > 0.0)
+        .ok_or_else(|| "has to be a number above 0".to_owned())
+}
+
+/// What was done, for scripts.
+#[derive(Debug, Serialize)]
+struct Report {
+    job: String,
+    /// Whether everything is accounted for.
+    finished: bool,
+    /// Whether this run went on with an unfinished one.
+    resumed: bool,
+    /// What this process did.
+    #[serde(flatten)]
+    counts: Counts,
+    seconds: f64,
+    documents_per_second: f64,
+    /// Where dead letters went.
+    dead_letters_in: String,
+    source: Value,
+}
+
+pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
+    let wanted = Wanted::of(arguments)?;
+    let mut settings = settings.clone();
+    settings.kafka.accept_gap |= arguments.accept_gap;
+    if arguments.yield_to_live {
+        let in_flight = &mut settings.pipeline.max_in_flight_records;
+        *in_flight = (*in_flight).min(YIELDING_IN_FLIGHT);
+    }
+    super::runtime()?.block_on(backfill(&settings, arguments, wanted))
+}
+
+async fn backfill(
+    settings: &Settings,
+    arguments: &Arguments,
+    wanted: Wanted,
+) -> Result<(), Failure> {
+    let shutdown = run::shutdown_signal()?;
+    let engine = assemble::load_engine(settings.clone()).await?;
+    let fingerprint = engine.tagger().fingerprints().labelling.clone();
+    let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
+    let Some(work) = start(settings, arguments, wanted, fingerprint).await? else {
+        tracing::warn!(job = arguments.job, "finished already; nothing is done");
+        return finished_already(arguments);
+    };
+    let (dead_letters, letters_in) = open_dead_letters(settings, arguments, &work)?;
+    tracing::info!(
+        job = arguments.job,
+        resumed = work.is_resumed(),
+        total = work.far().total,
+        "backfill starts"
+    );
+
+    let started = Instant::now();
+    let counters = Arc::new(Counters::default());
+    let metrics = Metrics::new().map_err(Failure::failed)?;
+    let stages = engine.into_stages(
+        settings,
+        work.source(),
+        store.clone(),
+        dead_letters,
+        metrics,
+    )?;
+    let throttle = throttle(arguments);
+    let wiring = Wiring {
+        throttle: throttle.clone(),
+        ..assemble::wiring(settings)
+    };
+    let beside = CancellationToken::new();
+    let showing = tokio::spawn(show(work.clone(), counters.clone(), beside.clone()));
+    let yielding = throttle
+        .filter(|_| arguments.yield_to_live)
+        .map(|throttle| {
+            let (live, counters) = (settings.kafka.clone(), counters.clone());
+            let (limit, ceiling) = (arguments.yield_lag, arguments.max_docs_per_second);
+            tokio::spawn(yielding::watch(live, limit, ceiling, throttle, counters))
+        });
+    let outcome = pipeline::run(stages, wiring, counters.clone(), shutdown).await;
+    beside.cancel();
+    let _ = showing.await;
+    if let Some(yielding) = yielding {
+        yielding.abort();
+    }
+    let closed = store.close().await;
+
+    let seconds = started.elapsed().as_secs_f64();
+    let counts = counters.snapshot();
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let report = Report {
+        job: arguments.job.clone(),
+        finished: matches!(outcome, Ok(Ending::Complete)) && work.is_finished(),
+        resumed: work.is_resumed(),
+        counts,
+        seconds,
+        documents_per_second: counts.accounted_for() as f64 / seconds.max(f64::MIN_POSITIVE),
+        dead_letters_in: letters_in,
+        source: work.describe(),
+    };
+    tell(arguments, &report)?;
+    closed.map_err(Failure::failed)?;
+    judge(arguments, &report, outcome)
+}
+
+async fn start(
+    settings: &Settings,
+    arguments: &Arguments,
+    wanted: Wanted,
+    fingerprint: String,
+) -> Result<Option<Work>, Failure> {
+    let (settings, name, once) = (settings.clone(), arguments.job.clone(), arguments.once);
+    tokio::task::spawn_blocking(move || Work::start(wanted, &name, once, &fingerprint, &settings))
+        .await
+        .map_err(Failure::failed)?
+}
+
+/// The sink of dead letters, and where that is in words.
+fn open_dead_letters(
+    settings: &Settings,
+    arguments: &Arguments,
+    work: &Work,
+) -> Result<(Arc<dyn DeadLetterSink>, String), Failure> {
+    let letters = arguments.dead_letters.unwrap_or(match work {
+        Work::Range(_) => Letters::Kafka,
+        Work::Files(_) => Letters::File,
+    });
+    match letters {
+        Letters::Kafka => {
+            let producer = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
+                .map_err(Failure::failed)?;
+            let place = format!("topic {}", settings.kafka.dead_letter_topic);
+            Ok((Arc::new(producer), place))
+        }
+        Letters::File => {
+            let plain = |c: char| {
+                if c.is_ascii_alphanumeric() || c == '-' {
+                    c
+                } else {
+                    '_'
+                }
+            };
+            let name: String = arguments.job.chars().map(plain).collect();
+            let path = settings
+                .backfill
+                .state_dir
+                .join(format!("{name}.dead-letters.jsonl"));
+            let sink = FileDeadLetters::open(&path, work.is_resumed()).map_err(|error| {
+                Failure::failed(format!(
+                    "{} cannot be written: {error} (backfill.state_dir)",
+                    path.display()
+                ))
+            })?;
+            Ok((Arc::new(sink), path.display().to_string()))
+        }
+    }
+}
+
+fn throttle(arguments: &Arguments) -> Option<Arc<Throttle>> {
+    let wanted = arguments.yield_to_live || arguments.max_docs_per_second.is_some();
+    wanted.then(|| Arc::new(Throttle::new(arguments.max_docs_per_second)))
+}
+
+/// Shows how far the work is until it is over: a bar for people, lines for a log.
+async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
+    let bar = bar(&work);
+    let seen = std::io::stderr().is_terminal();
+    let every = if seen { BAR_EVERY } else { LOG_EVERY };
+    let started = Instant::now();
+    let at_start = work.far().done;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = over.cancelled() => break,
+        }
+        let far = work.far();
+        bar.set_length(far.total);
+        bar.set_position(far.done);
+        if seen {
+            continue;
+        }
+        let counts = counters.snapshot();
+        let elapsed = started.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "rates for people")]
+        let (rate, pace) = (
+            counts.accounted_for() as f64 / elapsed,
+            far.done.saturating_sub(at_start) as f64 / elapsed,
+        );
+        #[expect(clippy::cast_precision_loss, reason = "a time for people")]
+        let left = (pace > 0.0).then(|| (far.total.saturating_sub(far.done) as f64 / pace).ceil());
+        tracing::info!(
+            done = far.done,
+            total = far.total,
+            documents = counts.accounted_for(),
+            dead_lettered = counts.dead_lettered,
+            per_second = (rate * 10.0).round() / 10.0,
+            seconds_left = left,
+            "backfill goes on"
+        );
+    }
+    bar.finish_and_clear();
+}
+
+fn bar(work: &Work) -> ProgressBar {
+    let bar = output::bar(work.far().total, "backfill");
+    if matches!(work, Work::Files(_)) {
+        let template =
+            "{msg:>12} {bar:40.cyan/blue} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+    }
+    bar
+}
+
+fn finished_already(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.json {
+        let job = &arguments.job;
+        output::json(
+            &serde_json::json!({ "job": job, "finished": true, "already_finished": true }),
+        )?;
+    }
+    Ok(())
+}
+
+fn tell(arguments: &Arguments, report: &Report) -> Result<(), Failure> {
+    if arguments.json {
+        return output::json(report);
+    }
+    let Counts {
+        written,
+        deleted,
+        dead_lettered,
+        ..
+    } = report.counts;
+    output::line(format!(
+        "{}: {written} written, {deleted} deleted, {dead_lettered} dead-lettered{} in {:.1} s ({:.1} a second){}",
+        report.job,
+        if dead_lettered > 0 {
+            format!(" ({})", report.dead_letters_in)
+        } else {
+            String::new()
+        },
+        report.seconds,
+        report.documents_per_second,
+        if report.finished {
+            "; everything is accounted for"
+        } else {
+            ""
+        },
+    ))
+}
+
+fn judge(
+    arguments: &Arguments,
+    report: &Report,
+    outcome: Result<Ending, PipelineError>,
+) -> Result<(), Failure> {
+    match outcome {
+        Err(error) => Err(Failure::failed(error)),
+        Ok(_) if !report.finished => Err(Failure::failed(
+            "stopped before the end; the same command goes on from here",
+        )),
+        Ok(_) if arguments.fail_on_dead_letters && report.counts.dead_lettered > 0 => {
+            Err(Failure::failed(format!(
+                "{} records went to the dead letters ({})",
+                report.counts.dead_lettered, report.dead_letters_in
+            )))
+        }
+        Ok(_) => Ok(()),
+    }
+}

@@ -1,0 +1,192 @@
+//! The two kinds of work that a backfill does, topics and files, behind one face: start, how far,
+//! finished.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::super::failure::Failure;
+use super::Arguments;
+use crate::kafka::{KafkaSource, RangeJob, RangeSpec, parse_time};
+use crate::settings::Settings;
+use crate::source::Source;
+use crate::source::files::{FilesOptions, FilesSource};
+
+/// What is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Range(RangeSpec),
+    Files(Vec<PathBuf>),
+}
+
+impl Wanted {
+    /// What the command line asks for.
+    pub(super) fn of(arguments: &Arguments) -> Result<Self, Failure> {
+        if !arguments.input.is_empty() {
+            return Ok(Self::Files(arguments.input.clone()));
+        }
+        if let Some(offsets) = &arguments.offsets {
+            return RangeSpec::parse_offsets(offsets)
+                .map(Self::Range)
+                .map_err(Failure::usage);
+        }
+        let time = |text: &Option<String>| {
+            text.as_deref()
+                .map(parse_time)
+                .transpose()
+                .map_err(Failure::usage)
+        };
+        let (from_ms, to_ms) = (time(&arguments.from)?, time(&arguments.to)?);
+        if from_ms.is_none() && to_ms.is_none() {
+            return Err(Failure::usage(
+                "say what to read: --from and/or --to with times, --offsets, or --input with files",
+            ));
+        }
+        if let (Some(from), Some(to)) = (from_ms, to_ms)
+            && to <= from
+        {
+            return Err(Failure::usage("--to has to be later than --from"));
+        }
+        Ok(Self::Range(RangeSpec::Times { from_ms, to_ms }))
+    }
+}
+
+/// Work under way.
+#[derive(Clone)]
+pub(super) enum Work {
+    Range(Arc<KafkaSource>),
+    Files(Arc<FilesSource>),
+}
+
+/// How far the work is, in offsets or bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Far {
+    pub(super) done: u64,
+    pub(super) total: u64,
+}
+
+impl Work {
+    /// Starts to read; `None` where the job is finished already and that is enough.
+    pub(super) fn start(
+        wanted: Wanted,
+        name: &str,
+        once: bool,
+        fingerprint: &str,
+        settings: &Settings,
+    ) -> Result<Option<Self>, Failure> {
+        match wanted {
+            Wanted::Range(range) => {
+                let job = RangeJob {
+                    name: name.to_owned(),
+                    range,
+                    fingerprint: fingerprint.to_owned(),
+                    once,
+                };
+                let source =
+                    KafkaSource::start_range(&settings.kafka, &job).map_err(Failure::failed)?;
+                Ok(source.map(|source| Self::Range(Arc::new(source))))
+            }
+            Wanted::Files(inputs) => {
+                let options = FilesOptions {
+                    inputs,
+                    job: name.to_owned(),
+                    fingerprint: fingerprint.to_owned(),
+                    max_value_bytes: settings.decode.max_value_bytes,
+                    settings: settings.backfill.clone(),
+                };
+                let source = FilesSource::start(&options).map_err(Failure::failed)?;
+                Ok(Some(Self::Files(Arc::new(source))))
+            }
+        }
+    }
+
+    /// For the pipeline.
+    pub(super) fn source(&self) -> Arc<dyn Source> {
+        match self {
+            Self::Range(source) => source.clone(),
+            Self::Files(source) => source.clone(),
+        }
+    }
+
+    /// Whether an unfinished run is gone on with.
+    pub(super) fn is_resumed(&self) -> bool {
+        match self {
+            Self::Range(source) => source
+                .range_progress()
+                .is_some_and(|progress| progress.resumed),
+            Self::Files(source) => source.progress().resumed_records > 0,
+        }
+    }
+
+    /// How far it is.
+    pub(super) fn far(&self) -> Far {
+        match self {
+            Self::Range(source) => {
+                let progress = source.range_progress().unwrap_or_default();
+                Far {
+                    done: progress.done(),
+                    total: progress.total(),
+                }
+            }
+            Self::Files(source) => {
+                let progress = source.progress();
+                Far {
+                    done: progress.bytes_done,
+                    total: progress.bytes_total,
+                }
+            }
+        }
+    }
+
+    /// Whether everything is accounted for.
+    pub(super) fn is_finished(&self) -> bool {
+        match self {
+            Self::Range(source) => source
+                .range_progress()
+                .is_some_and(|progress| progress.is_finished()),
+            Self::Files(source) => source.is_finished(),
+        }
+    }
+
+    /// What the report says of the source.
+    pub(super) fn describe(&self) -> Value {
+        match self {
+            Self::Range(source) => {
+                let progress = source.range_progress().unwrap_or_default();
+                let partitions: Vec<Value> = progress
+                    .positions
+                    .iter()
+                    .map(|position| {
+                        json!({
+                            "topic": &*position.partition.topic,
+                            "partition": position.partition.partition,
+                            "begin": position.span.begin,
+                            "end": position.span.end,
+                            "next": position.next,
+                        })
+                    })
+                    .collect();
+                json!({
+                    "kind": "kafka",
+                    "group": progress.group,
+                    "offsets": progress.total(),
+                    "offsets_done": progress.done(),
+                    "offsets_done_at_start": progress.done_at_start,
+                    "partitions": partitions,
+                })
+            }
+            Self::Files(source) => {
+                let progress = source.progress();
+                json!({
+                    "kind": "files",
+                    "files": progress.files_total,
+                    "files_done": progress.files_done,
+                    "bytes": progress.bytes_total,
+                    "records": progress.records,
+                    "resumed_records": progress.resumed_records,
+                })
+            }
+        }
+    }
+}
