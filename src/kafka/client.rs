@@ -8,6 +8,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
 
 use crate::source::SourceError;
 
@@ -57,6 +58,8 @@ impl ClientContext for Reporting {
     fn error(&self, error: KafkaError, reason: &str) {
         report(&self.faults, &error, reason);
     }
+
+    fn stats(&self, _: Statistics) {}
 }
 
 impl ConsumerContext for Reporting {}

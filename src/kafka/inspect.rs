@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::Offset;
 
 use super::client::{self, Reporting};
@@ -23,24 +20,9 @@ pub struct GroupPosition {
     pub committed: Option<i64>,
 }
 
-/// Consumers want a context of their own; this one takes part in no group.
-pub(super) struct Asking(Reporting);
-
-impl ClientContext for Asking {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.0.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(error, reason);
-    }
-}
-
-impl ConsumerContext for Asking {}
-
 /// Asks about the configured topics without joining the group.
 pub(super) struct Inspector {
-    pub(super) consumer: BaseConsumer<Asking>,
+    pub(super) consumer: BaseConsumer<Reporting>,
     reporting: Reporting,
     within: Duration,
 }
@@ -50,7 +32,7 @@ impl Inspector {
         let reporting = Reporting::default();
         let consumer = settings
             .consumer_config()?
-            .create_with_context(Asking(reporting.clone()))
+            .create_with_context(reporting.clone())
             .map_err(|error| client::source_error("the kafka client cannot be set up", &error))?;
         Ok(Self {
             consumer,

@@ -282,8 +282,6 @@ const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     ("check.crcs", "true"),
     // Once the client's own queue has room again it fetches at once instead of a second later.
     ("fetch.queue.backoff.ms", "50"),
-    // Lag comes out of the client's statistics.
-    ("statistics.interval.ms", "5000"),
 ];
 
 fn is_broker(text: &str) -> bool {

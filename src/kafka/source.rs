@@ -27,6 +27,8 @@ use crate::source::{CommitMode, CommitOffset, Source, SourceError, SourceEvent};
 const MAX_CHUNK_RECORDS: usize = 1024;
 /// How long one question for the topic may take at the start.
 const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often the client says how far behind it is.
+const LAG_INTERVAL_MS: &str = "5000";
 /// How long to listen for why nothing answers.
 const FAULTS_WAIT: Duration = Duration::from_millis(100);
 /// How long leaving the group may take before the thread is left behind.
@@ -102,8 +104,11 @@ impl KafkaSource {
             waiting: events.clone(),
             committer: committer.clone(),
         };
-        let consumer: GroupConsumer = settings
-            .consumer_config()?
+        let mut config = settings.consumer_config()?;
+        if settings.properties.get("statistics.interval.ms").is_none() {
+            config.set("statistics.interval.ms", LAG_INTERVAL_MS);
+        }
+        let consumer: GroupConsumer = config
             .create_with_context(callbacks)
             .map_err(|error| client::source_error("the kafka consumer cannot be set up", &error))?;
         connect(&consumer, &shared, settings)?;

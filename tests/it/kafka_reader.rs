@@ -35,6 +35,8 @@ pub(crate) struct Reader {
     pub(crate) records: Vec<SourceRecord>,
     pub(crate) failure: Option<SourceError>,
     pub(crate) acknowledges: bool,
+    /// Time that each chunk takes.
+    pub(crate) pace: Duration,
     pub(crate) ended: bool,
     pub(crate) revoked: usize,
     pub(crate) lost: usize,
@@ -59,6 +61,7 @@ impl Reader {
             records: Vec::new(),
             failure: None,
             acknowledges: true,
+            pace: Duration::ZERO,
             ended: false,
             revoked: 0,
             lost: 0,
@@ -69,6 +72,7 @@ impl Reader {
         match event {
             SourceEvent::Records(records) => {
                 assert!(!records.is_empty());
+                std::thread::sleep(self.pace);
                 for record in records {
                     let receipt = record.receipt();
                     if !self.watermarks.deliver(&receipt) {

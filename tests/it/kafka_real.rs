@@ -579,11 +579,17 @@ fn workers_share_a_range_and_take_over_what_another_leaves() {
         ..ground.settings()
     };
     let mut first = Reader::start_range(&small, &whole);
+    // Slow enough to leave something for the other.
+    first.pace = Duration::from_millis(20);
     let mut second = Reader::start_range(&small, &whole);
     let deadline = Instant::now() + PATIENCE;
     while second.keys.len() < 500 {
-        assert!(Instant::now() < deadline);
-        // The first takes its partitions and does next to nothing.
+        assert!(
+            Instant::now() < deadline,
+            "{} {}",
+            first.keys.len(),
+            second.keys.len()
+        );
         first.run_for(Duration::from_millis(1));
         second.run_for(Duration::from_millis(10));
         second.commit(CommitMode::Background).unwrap();

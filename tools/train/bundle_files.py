@@ -84,13 +84,13 @@ def interval(share: float, rows: int):
     return round(centre - half, 4), round(centre + half, 4)
 
 
-def compare(bundle: Path, tokenizer, words, data: Path, scale: float) -> dict:
-    """int8 against fp32 of the shipped weights on the held-out rows: accuracy, same label, nearest neighbours, each class."""
+def compare(bundle: Path, tokenizer, words, data: Path, sets: dict, scale: float) -> dict:
+    """int8 against fp32 of the shipped weights on held-out `sets`: accuracy, same label, nearest neighbours, each class."""
     keep = max(1, round(1 / scale / 20))
     plain, graph = net.load(bundle), Graph(bundle)
     reference = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), keep)
     prompt, found = corpus.NEWS_PROMPTS[0], {}
-    for name, rows in corpus.held_out(data).items():
+    for name, rows in sets.items():
         rows = corpus.every(rows, keep)
         fp32, fp32_embedding = measure.infer(plain, tokenizer, rows.texts, prompt, [name], words, half=False)
         int8, int8_embedding = graph.infer(tokenizer, rows.texts, prompt, words[name])

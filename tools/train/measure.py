@@ -47,10 +47,10 @@ def nearest(reference, reference_labels, asked, labels) -> float:
 class HeldOut:
     """Measures a network on the rows that tuning has not seen."""
 
-    def __init__(self, data, tokenizer, words, scale=1.0):
+    def __init__(self, data, tokenizer, words, sets, scale=1.0):
         self.tokenizer, self.words = tokenizer, words
         keep = max(1, round(1 / scale / 20))
-        self.sets = {name: corpus.every(rows, keep) for name, rows in corpus.held_out(data).items()}
+        self.sets = {name: corpus.every(rows, keep) for name, rows in sets.items()}
         self.reference = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), keep)
 
     def __call__(self, model) -> str:

@@ -46,20 +46,17 @@ def _keywords(row_texts, keywords):
 
 
 class News:
-    """Both news label spaces over the titles of both data sets."""
+    """Both news label spaces over the titles of both data sets, without what is held out."""
 
-    def __init__(self, data: Path, shipped: bool, scale: float, seed: int):
+    def __init__(self, data: Path, scale: float, seed: int):
         keep = max(1, round(1 / scale))
-        parts = ["train_few_all", "dev_few_all"] if shipped else ["train_few_all"]
-        tnews = [corpus.read_labelled(data, "tnews", part) for part in parts]
-        keywords = [corpus.read_keywords(data, part) for part in parts]
-        self.tnews_texts = [t for d in tnews for t in d.texts][:: max(1, keep // 20)]
-        self.tnews_keywords = [k for part in keywords for k in part][:: max(1, keep // 20)]
-        self.tnews_labels = np.concatenate([d.labels for d in tnews])[:: max(1, keep // 20)]
+        tnews = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), max(1, keep // 20))
+        self.tnews_texts, self.tnews_labels = tnews.texts, tnews.labels
+        self.tnews_keywords = corpus.read_keywords(data, "train_few_all")[:: max(1, keep // 20)]
         unlabelled, words = corpus.read_unlabelled(data), corpus.read_keywords(data, "unlabeled")
         self.free_texts, self.free_keywords = unlabelled[::keep], words[::keep]
         thucnews = [corpus.read_labelled(data, "thucnews", part) for part in ("dev", "test_half_a")]
-        held = set() if shipped else set(corpus.held_out(data)["thucnews"].texts)
+        held = set(corpus.held_out(data)["thucnews"].texts)
         rows = [(t, y) for d in thucnews for t, y in zip(d.texts, d.labels) if t not in held]
         rows = rows[:: max(1, keep // 20)]
         self.thucnews_texts = [t for t, _ in rows]
@@ -104,7 +101,10 @@ class News:
 
 
 def news_group(news: News, opinions, words, free_extra=None) -> Group:
-    """One group of all titles. `free_extra` are a student's opinions on the unlabelled titles, mixed in evenly."""
+    """One group of all titles. `free_extra` are a student's opinions on the unlabelled titles, mixed in evenly.
+
+    The blocks stand in this order: labelled TNEWS, the same with keywords, unlabelled TNEWS, THUCNews.
+    """
     labelled, free, thucnews = opinions
     if free_extra is not None:
         free = {space: teacher.mixed((free[space], free_extra[space]), (0.5, 0.5)) for space in free}
@@ -147,24 +147,22 @@ def long_group(data: Path, name: str, words, scale: float, repeats: float) -> Gr
     )
 
 
-def run(data: Path, tokenizer, out: Path, shipped: bool, seed: int, scale: float, student=None, rows: Path | None = None) -> None:
+def run(data: Path, tokenizer, out: Path, seed: int, scale: float, student=None, rows: Path | None = None, long=True) -> None:
     """Write the groups to `rows` (`out`/rows.pkl unless given); the counting teachers' opinions are kept in `out`.
 
     `student(texts)` gives a network's opinions per label space; they join the teachers' on unlabelled titles.
     """
     out.mkdir(parents=True, exist_ok=True)
     words = corpus.Words(tokenizer)
-    news = News(data, shipped, scale, seed)
+    news = News(data, scale, seed)
     stored = out / "opinions.pkl"
     if not stored.exists():
         stored.write_bytes(pickle.dumps(news.opinions()))
     opinions = pickle.loads(stored.read_bytes())
     extra = student(with_comma(news.free_texts, news.free_keywords)) if student else None
-    groups = [
-        news_group(news, opinions, words, extra),
-        long_group(data, "csldcp", words, scale, LONG_REPEATS),
-        long_group(data, "iflytek", words, scale, LONG_REPEATS),
-    ]
+    groups = [news_group(news, opinions, words, extra)]
+    if long:
+        groups += [long_group(data, name, words, scale, LONG_REPEATS) for name in ("csldcp", "iflytek")]
     (rows or out / "rows.pkl").write_bytes(pickle.dumps(groups))
     log.info("rows %s", [len(g.ids) for g in groups])
 

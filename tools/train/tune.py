@@ -25,6 +25,7 @@ __all__ = ["Recipe", "replace", "run"]
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 150
 BATCH_ROWS = 64
+CARRIED_STEPS = 60
 TEMPERATURE = 0.1
 
 
@@ -33,10 +34,11 @@ class Recipe:
     """Weights of the losses and the schedule."""
 
     steps: int = 4000
+    stop: int | None = None  # leave before the planned steps, at a rate that has not fallen to its end
     peak: float = 5e-4
     dropout: float = 0.1
-    masked_share: float = 0.15
-    language: float = 0.4
+    masked_share: float = 0.1
+    language: float = 0.0
     vocabulary: float = 0.1
     prototypes: float = 0.4
     contrast: float = 0.15
@@ -157,7 +159,7 @@ class Tuning:
             hidden = self.model.encode(inputs, None if bool(mask.all()) else mask)
             at = prompt.first_mask
             rows_at_masks = self.model.transform(hidden[:, at : at + 2]).float()
-            shown = asked >= 0
+            shown = asked >= 0 if recipe.language else torch.zeros_like(mask)
             text = F.cross_entropy(self.model.logits(hidden[shown]).float(), asked[shown]) if shown.any() else torch.zeros(())
         pooled = net.pool(hidden, mask)
         total = recipe.language * text
@@ -171,11 +173,14 @@ class Tuning:
         total = total + recipe.contrast * contrast(pooled, list(targets.values()))
         if not recipe.vocabulary:
             return total, parts
-        main = max(weights, key=lambda space: float(weights[space].sum()))
-        drawn = torch.multinomial(targets[main], 1).squeeze(1)
+        # Each row draws a label in the space that it is surest of, so that the label words of all spaces compare.
+        spaces = list(weights)
+        own = torch.stack([weights[space] for space in spaces]).argmax(0)
+        drawn = torch.stack([self.tokens[s][torch.multinomial(targets[s], 1).squeeze(1)] for s in spaces])
+        wanted = drawn[own, torch.arange(len(rows))].flatten()
         with torch.autocast("cpu", torch.bfloat16):
             everything = F.linear(rows_at_masks.flatten(0, 1), self.model.words.weight, self.model.head_bias)
-        total = total + recipe.vocabulary * F.cross_entropy(everything.float(), self.tokens[main][drawn].flatten())
+        total = total + recipe.vocabulary * F.cross_entropy(everything.float(), wanted)
         return total, parts
 
     def update(self, loss):
@@ -205,7 +210,7 @@ class Tuning:
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.epoch, self.done_in_epoch = state["step"], state["epoch"], state["done"]
-        log.info("resumed step=%d", self.step)
+        log.info("restored step=%d", self.step)
 
 
 def keep(tuning: Tuning, out: Path) -> None:
@@ -215,9 +220,10 @@ def keep(tuning: Tuning, out: Path) -> None:
     net.save(tuning.average, out)
 
 
-def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None) -> None:
+def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None, carry=False) -> None:
     """Tune `start` into `out` on the groups of `rows`; `measure(model)` returns what to log at the end of a pass.
 
+    With `carry` the optimizer's moments and the prototypes of `start` go on too, past the warm-up of the rate.
     A file named `stop-at` in `out` may change the number of steps of a run under way.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -225,9 +231,13 @@ def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, se
     tuning = Tuning(tokenizer, words, groups, start, recipe, seed)
     if (out / "state.pt").exists():
         tuning.restore(torch.load(out / "state.pt", weights_only=True))
+    elif carry:
+        tuning.restore(torch.load(start / "state.pt", weights_only=True))
+        tuning.step, tuning.epoch, tuning.done_in_epoch = min(CARRIED_STEPS, recipe.steps // 25), 0, 0
     saved = logged = time.time()
     sums, count = {}, 0
-    while tuning.step < tuning.recipe.steps:
+    last = lambda: min(tuning.recipe.steps, tuning.recipe.stop or tuning.recipe.steps)
+    while tuning.step < last():
         rng = np.random.default_rng([seed, tuning.epoch])
         batches = epoch_batches(groups, rng)
         for number, chosen in batches[tuning.done_in_epoch :]:
@@ -247,7 +257,7 @@ def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, se
             if time.time() - saved > SAVE_SECONDS:
                 keep(tuning, out)
                 saved = time.time()
-            if tuning.step >= tuning.recipe.steps:
+            if tuning.step >= last():
                 break
         else:
             tuning.epoch, tuning.done_in_epoch = tuning.epoch + 1, 0

@@ -1,0 +1,12 @@
+"""Every stage on a thousandth of the data, where the data is at hand (TCBERT_DATA or ../shared/data)."""
+
+import pytest
+
+from train.__main__ import arguments, main
+
+
+def test_every_stage_runs(capsys):
+    if not arguments(["smoke"]).data.is_dir():
+        pytest.skip("no training data beside the checkout; name it in TCBERT_DATA")
+    assert main(["smoke"]) == 0
+    assert "every stage ran" in capsys.readouterr().out
