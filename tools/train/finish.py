@@ -14,27 +14,58 @@ from scipy.special import softmax
 from . import corpus, softlabels, teacher
 
 log = logging.getLogger("train")
-CROP_SHARE = (0.4, 0.7)
-CROP_HARD_SHARE = 0.5
-TITLE_REPEATS, CROP_REPEATS, FREE_REPEATS = 2.2, 0.8, 0.6
+HARD_SHARE, CROP_HARD_SHARE = 0.6, 0.5
+TITLE_REPEATS, CROP_REPEATS, FREE_REPEATS = 1.6, 0.4, 0.6
 FREE_WEIGHT, CROP_WEIGHT = 0.5, 0.8
+FOLDS = 4
+
+
+def crop(words, low: float, high: float, rng) -> str:
+    """A run of words, `low` to `high` of the whole and three at least."""
+    length = max(3, int(len(words) * rng.uniform(low, high)))
+    start = rng.integers(0, max(1, len(words) - length + 1))
+    return "".join(words[start : start + length]).strip()
 
 
 def crops(texts, labels, seed: int):
-    """A run of words out of each title of five words or more: (texts, labels)."""
+    """Two crops of each title, and one joined with a crop of another title of its class: (texts, title numbers)."""
     import jieba
 
-    rng = np.random.default_rng(seed)
-    found, kept = [], []
-    for text, label in zip(texts, labels):
-        words = jieba.lcut(text)
-        if len(words) < 5:
-            continue
-        length = max(3, int(len(words) * rng.uniform(*CROP_SHARE)))
-        start = rng.integers(0, len(words) - length + 1)
-        found.append("".join(words[start : start + length]).strip())
-        kept.append(label)
-    return found, np.array(kept)
+    rng, cut = np.random.default_rng(seed), [jieba.lcut(t) for t in texts]
+    alike = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    found, owner = [], []
+    for number, words in enumerate(cut):
+        other = cut[rng.choice(alike[labels[number]])]
+        made = [f"{crop(words, 0.3, 0.6, rng)} {crop(other, 0.3, 0.6, rng)}"]
+        if len(words) >= 5:
+            made += [crop(words, 0.4, 0.8, rng), crop(words, 0.4, 0.8, rng)]
+        found += made
+        owner += [number] * len(made)
+    return found, np.array(owner)
+
+
+class FoldedBayes:
+    """Naive Bayes opinions on titles and on crops of them, each by counts that leave the title out."""
+
+    def __init__(self, texts, labels, seed: int):
+        self.features = teacher.Features([t.lower() for t in texts], seed)
+        self.fold = np.random.default_rng(seed).permutation(len(texts)) % FOLDS
+        counted = self.counted(texts)
+        self.weights = [teacher.bayes(counted[self.fold != f], labels[self.fold != f], 10, 0.3) for f in range(FOLDS)]
+
+    def counted(self, texts):
+        return self.features([t.lower() for t in texts]).sparse
+
+    def __call__(self, texts, owner):
+        counted, opinions = self.counted(texts), np.zeros((len(texts), 10))
+        for number, weights in enumerate(self.weights):
+            rows = self.fold[owner] == number
+            opinions[rows] = softmax(4 * (counted[rows] @ weights.T), axis=1)
+        return opinions
+
+
+def softened(labels, opinions, hard: float):
+    return hard * np.eye(10)[labels] + (1 - hard) * opinions
 
 
 def extend(group: softlabels.Group, cut, thucnews, weight: float, repeats: float) -> None:
@@ -59,17 +90,16 @@ def run(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float
     group.weights["thucnews"][first : first + free] = FREE_WEIGHT
     group.repeats[first + free :] = TITLE_REPEATS
 
-    lower = lambda texts: [t.lower() for t in texts]
-    texts, labels = news.thucnews_texts, news.thucnews_labels
-    features = teacher.Features(lower(texts), seed)
-    weights = teacher.bayes(features(lower(texts)).sparse, labels, 10, 0.3)
-    opinion = lambda asked: softmax(4 * (features(lower(asked)).sparse @ weights.T), axis=1)
+    titles = first + free
+    opinions = (group.targets["thucnews"][titles:] - softlabels.HARD_SHARE * np.eye(10)[news.thucnews_labels]) / (1 - softlabels.HARD_SHARE)
+    group.targets["thucnews"][titles:] = softened(news.thucnews_labels, opinions, HARD_SHARE)
 
     held = corpus.every(corpus.released(data), max(1, round(1 / scale) // 20))
-    soft = softlabels.HARD_SHARE * np.eye(10)[held.labels] + (1 - softlabels.HARD_SHARE) * opinion(held.texts)
-    extend(group, [words(t) for t in held.texts], soft, 1.0, TITLE_REPEATS)
-    cut, cut_labels = crops(texts, labels, seed)
-    soft = CROP_HARD_SHARE * np.eye(10)[cut_labels] + (1 - CROP_HARD_SHARE) * opinion(cut)
-    extend(group, [words(t) for t in cut], soft, CROP_WEIGHT, CROP_REPEATS)
+    texts, labels = news.thucnews_texts + list(held.texts), np.concatenate([news.thucnews_labels, held.labels])
+    bayes = FoldedBayes(texts, labels, seed)
+    own = np.arange(len(news.thucnews_texts), len(texts))
+    extend(group, [words(t) for t in held.texts], softened(held.labels, bayes(held.texts, own), HARD_SHARE), 1.0, TITLE_REPEATS)
+    cut, owner = crops(texts, labels, seed)
+    extend(group, [words(t) for t in cut], softened(labels[owner], bayes(cut, owner), CROP_HARD_SHARE), CROP_WEIGHT, CROP_REPEATS)
     rows.write_bytes(pickle.dumps([group]))
     log.info("rows %d, crops %d, an epoch %.0f", len(group.ids), len(cut), group.repeats.sum())

@@ -21,7 +21,7 @@ log = logging.getLogger("train")
 PRETRAIN_STEPS, PRETRAIN_STOP, PRETRAIN_PEAK, LONG_SHARE = 6000, 600, 8e-4, 0.5
 TUNE = tune.Recipe(steps=1000, stop=726, peak=5e-4, masked_share=0.15, language=0.4, vocabulary=0)
 DISTIL = tune.Recipe(steps=1400, stop=1218, peak=4e-4)
-FINISH = tune.Recipe(steps=1700, peak=3.5e-4)
+FINISH = tune.Recipe(steps=2600, peak=3.5e-4, masked_share=0.13)
 
 
 class Stages:
