@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::ledger::Ticket;
-use super::{Context, PipelineError, Refused};
+use super::{Context, PanicGuard, PipelineError, Refused};
 use crate::source::{DeadLetter, SourceRecord};
 use crate::telemetry::Outcome;
 use tokio::sync::mpsc;
@@ -33,6 +33,7 @@ pub(super) struct Refusal {
 
 /// Sends refused records to the dead letters, several at once.
 pub(super) async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused>) {
+    let _guard = PanicGuard(context.clone());
     let mut in_flight = tokio::task::JoinSet::new();
     while let Some(refused) = refusals.recv().await {
         if in_flight.len() >= REFUSALS_IN_FLIGHT {
@@ -40,6 +41,7 @@ pub(super) async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Recei
         }
         let context = context.clone();
         in_flight.spawn(async move {
+            let _guard = PanicGuard(context.clone());
             let Refused {
                 ticket,
                 record,

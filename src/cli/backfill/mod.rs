@@ -128,7 +128,7 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
         let in_flight = &mut settings.pipeline.max_in_flight_records;
         *in_flight = (*in_flight).min(YIELDING_IN_FLIGHT);
     }
-    super::runtime()?.block_on(backfill(&settings, arguments, wanted))
+    super::block_on(backfill(&settings, arguments, wanted))
 }
 
 async fn backfill(
