@@ -116,7 +116,7 @@ fn show(settings: &Settings, arguments: &List) -> Result<(), Failure> {
     let mut count = 0_usize;
     let unbounded = DeadLetterFilter {
         limit: None,
-        ..filter.clone()
+        ..filter
     };
     visit_dead_letters(&settings.kafka, &unbounded, |letter| {
         count += 1;

@@ -16,6 +16,7 @@ use tcbert_worker::kafka::{EmbeddedBroker, LagWatch, SampleProducer, SampleRecor
 use tcbert_worker::settings::Settings;
 use tcbert_worker::store::{PointFilter, Store};
 
+use crate::apache_kafka;
 use crate::qdrant_server::{Options, TestServer};
 use crate::support::{
     DEAD_LETTERS, TOPIC, Worker, broker, document, documents, settings, titles, wait_until,
@@ -174,13 +175,15 @@ async fn a_range_ends_by_itself_while_producers_go_on_and_leaves_the_live_group_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_backfill_goes_on_where_it_was_and_a_finished_one_begins_anew() {
-    const TOTAL: u64 = 400;
+    // TCBERT_TEST_BACKFILL_DOCUMENTS asks for more than a test of every day takes.
+    let total: u64 = std::env::var("TCBERT_TEST_BACKFILL_DOCUMENTS")
+        .map_or(400, |documents| documents.parse().unwrap());
     let ground = Ground::new(3);
-    ground.produce(&documents("doc", TOTAL as usize));
+    ground.produce(&documents("doc", usize::try_from(total).unwrap()));
     let mut first = ground.spawn(&[&["backfill"], &ALL[..]].concat());
     let store = ground.store().await;
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while store.count(PointFilter::default()).await.unwrap() < 120 {
+    let deadline = Instant::now() + Duration::from_secs(120 + total / 20);
+    while store.count(PointFilter::default()).await.unwrap() < total / 3 {
         assert!(first.try_wait().unwrap().is_none(), "it ended too early");
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -193,19 +196,66 @@ async fn a_killed_backfill_goes_on_where_it_was_and_a_finished_one_begins_anew()
     ground.produce(&documents("later", 50));
     let second = ground.backfill(&ALL);
     assert_eq!(second["resumed"], true, "{second}");
-    assert_eq!(number(&second["source"]["offsets"]), TOTAL);
-    let again = before + number(&second["delivered"]) - TOTAL;
+    assert_eq!(number(&second["source"]["offsets"]), total);
+    let again = before + number(&second["delivered"]) - total;
+    println!("{again} of {total} documents were done twice");
     // In flight, and what became durable within one interval of commits and one look at the store.
     assert!(again <= 4 * IN_FLIGHT as u64, "{again} were done twice");
-    assert_eq!(store.count(PointFilter::default()).await.unwrap(), TOTAL);
+    assert_eq!(store.count(PointFilter::default()).await.unwrap(), total);
 
     let once = ground.backfill(&[&ALL[..], &["--once"]].concat());
     assert_eq!(once["already_finished"], true);
     let third = ground.backfill(&ALL);
     assert_eq!(third["resumed"], false, "{third}");
-    assert_eq!(number(&third["delivered"]), TOTAL + 50, "it began anew");
+    assert_eq!(number(&third["delivered"]), total + 50, "it began anew");
     let other_name = ground.backfill(&["--offsets", "1:..5", "--job", "other"]);
     assert_eq!(number(&other_name["delivered"]), 5);
+}
+
+#[test]
+fn a_day_of_apache_kafka_is_tagged_again() {
+    let Some(kafka) = apache_kafka::shared("a_day_of_apache_kafka_is_tagged_again") else {
+        return;
+    };
+    let ground = Ground::new(1);
+    let topic = apache_kafka::unique("news");
+    kafka.create_topic(&topic, 3, &[]);
+    let day: jiff::Timestamp = "2026-11-01T00:00:00Z".parse().unwrap();
+    let hour_ms = 3_600_000;
+    // An hour apart, from a day before to a day after.
+    let hourly: Vec<SampleRecord> = documents("doc", 72)
+        .into_iter()
+        .zip(-24i64..)
+        .map(|(record, hour)| record.at(day.as_millisecond() + hour * hour_ms))
+        .collect();
+    SampleProducer::new(kafka.bootstrap_servers())
+        .unwrap()
+        .produce(&topic, &hourly)
+        .unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = ground.command(&[&["backfill", "--json"], arguments].concat());
+        command
+            .env("TCBERT__KAFKA__BROKERS", kafka.bootstrap_servers())
+            .env("TCBERT__KAFKA__TOPIC", &topic);
+        report(&command.output().unwrap())
+    };
+    let night = run(&["--from", "2026-11-01", "--to", "2026-11-02T00:00:00Z"]);
+    assert_eq!(number(&night["written"]), 24, "{night}");
+    let found = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let store = ground.store().await;
+        titles(store.as_ref(), (0..72).map(|n| format!("doc-{n}"))).await
+    });
+    let mut numbers: Vec<i32> = found.keys().map(|id| id[4..].parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (24..48).collect::<Vec<_>>());
+
+    let rest = run(&["--from", "2026-11-02"]);
+    assert_eq!(number(&rest["written"]), 24, "{rest}");
+    let again = run(&["--from", "2026-11-01", "--to", "2026-11-02"]);
+    assert_eq!(
+        (&again["resumed"], number(&again["written"])),
+        (&json!(false), 24)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,7 +335,7 @@ async fn files_of_each_format_go_in_and_what_is_broken_is_kept_beside_the_job() 
     let output = ground.run(&strict);
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("1 records went to the dead letters"), "{log}");
+    assert!(log.contains("dead letters: 1 ("), "{log}");
     let letters = ground.broker.read_dead_letters(&ground.settings().kafka);
     assert!(letters.unwrap().is_empty(), "the topic is left alone");
     let to_topic = [&arguments[..], &["--dead-letters", "kafka"]].concat();

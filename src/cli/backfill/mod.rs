@@ -148,7 +148,7 @@ async fn backfill(
     tracing::info!(
         job = arguments.job,
         resumed = work.is_resumed(),
-        total = work.far().total,
+        total = work.far(0).total,
         "backfill starts"
     );
 
@@ -266,7 +266,7 @@ async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
     let seen = std::io::stderr().is_terminal();
     let every = if seen { BAR_EVERY } else { LOG_EVERY };
     let started = Instant::now();
-    let at_start = work.far().done;
+    let at_start = work.far(0).done;
     // What an earlier run did says nothing of the rate of this one.
     bar.set_position(at_start);
     bar.reset_eta();
@@ -275,19 +275,20 @@ async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
             () = tokio::time::sleep(every) => {}
             () = over.cancelled() => break,
         }
-        let far = work.far();
-        bar.set_length(far.total);
-        bar.set_position(far.done);
-        if seen {
-            continue;
-        }
         let counts = counters.snapshot();
+        let far = work.far(counts.accounted_for());
         let elapsed = started.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "rates for people")]
         let (rate, pace) = (
             counts.accounted_for() as f64 / elapsed,
             far.done.saturating_sub(at_start) as f64 / elapsed,
         );
+        bar.set_length(far.total);
+        bar.set_position(far.done);
+        if seen {
+            bar.set_prefix(format!("{} documents {rate:.0}/s", counts.accounted_for()));
+            continue;
+        }
         #[expect(clippy::cast_precision_loss, reason = "a time for people")]
         let left = (pace > 0.0).then(|| (far.total.saturating_sub(far.done) as f64 / pace).ceil());
         tracing::info!(
@@ -304,10 +305,10 @@ async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
 }
 
 fn bar(work: &Work) -> ProgressBar {
-    let bar = output::bar(work.far().total, "backfill");
+    let bar = output::bar(work.far(0).total, "backfill");
     if matches!(work, Work::Files(_)) {
         let template =
-            "{msg:>12} {bar:40.cyan/blue} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+            "{msg:>12} {bar:40.cyan/blue} {percent}% of {total_bytes} {prefix} {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -365,7 +366,7 @@ fn judge(
         )),
         Ok(_) if arguments.fail_on_dead_letters && report.counts.dead_lettered > 0 => {
             Err(Failure::failed(format!(
-                "{} records went to the dead letters ({})",
+                "dead letters: {} ({})",
                 report.counts.dead_lettered, report.dead_letters_in
             )))
         }

@@ -119,8 +119,8 @@ impl Work {
         }
     }
 
-    /// How far it is.
-    pub(super) fn far(&self) -> Far {
+    /// How far it is, given how many records this process has accounted for.
+    pub(super) fn far(&self, accounted_for: u64) -> Far {
         match self {
             Self::Range(source) => {
                 let progress = source.range_progress().unwrap_or_default();
@@ -132,7 +132,7 @@ impl Work {
             Self::Files(source) => {
                 let progress = source.progress();
                 Far {
-                    done: progress.bytes_done,
+                    done: share(progress.bytes_done, accounted_for, progress.records),
                     total: progress.bytes_total,
                 }
             }
@@ -188,5 +188,24 @@ impl Work {
                 })
             }
         }
+    }
+}
+
+/// Bytes that are done, of those that were read: reading runs ahead of the model.
+fn share(bytes: u64, done: u64, read: u64) -> u64 {
+    let part = u128::from(bytes) * u128::from(done.min(read)) / u128::from(read.max(1));
+    u64::try_from(part).unwrap_or(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_ahead_is_not_done() {
+        assert_eq!(share(1_000, 0, 0), 0);
+        assert_eq!(share(1_000, 25, 100), 250);
+        assert_eq!(share(1_000, 101, 100), 1_000);
+        assert_eq!(share(u64::MAX, u64::MAX, u64::MAX), u64::MAX);
     }
 }
