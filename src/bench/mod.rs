@@ -224,21 +224,26 @@ impl<'a> Bench<'a> {
             passes.iter().map(|pass| pass.batch).sum::<usize>() as f64 / documents as f64;
 
         let (mut pipelines, mut ceilings, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut cpu_ratios = Vec::new();
         let mut infer = Duration::ZERO;
         for round in 1..=self.options.rounds {
             say(&format!("{name}: round {round} of {}", self.options.rounds));
+            let begin = probe::processor_seconds();
             let pipeline = self
                 .run(&topic, documents)
                 .await?
                 .notes
                 .progress
                 .per_second();
+            let between = probe::processor_seconds();
             self.models.iter().for_each(|model| {
                 model.take_busy();
             });
             let ceiling = ceiling::run(&self.models, &passes)?.per_second() / passes_per_document;
+            let alone = probe::processor_seconds() - between;
             infer += self.models.iter().map(Lent::take_busy).sum::<Duration>();
             ratios.push(pipeline / ceiling.max(f64::MIN_POSITIVE));
+            cpu_ratios.push(alone / (between - begin).max(f64::MIN_POSITIVE));
             pipelines.push(pipeline);
             ceilings.push(ceiling);
         }
@@ -254,6 +259,7 @@ impl<'a> Bench<'a> {
             ceiling_documents_per_second: median(&ceilings),
             pipeline_documents_per_second: rate,
             ratio: median(&ratios),
+            cpu_ratio: median(&cpu_ratios),
             padding_efficiency: first.padding_efficiency(),
             latency_p50_ms: median(&latencies),
             latency_p99_ms: percentile(&latencies, 0.99),

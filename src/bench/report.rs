@@ -32,6 +32,9 @@ pub struct MixReport {
     pub pipeline_documents_per_second: f64,
     /// The median of the rounds' ratios, each of two runs in turn.
     pub ratio: f64,
+    /// The ceiling's processor time by the pipeline's, start and end of each included: what a machine
+    /// that does other work besides cannot distort.
+    pub cpu_ratio: f64,
     /// Tokens of texts and prompts by tokens of batches.
     pub padding_efficiency: f64,
     /// From produced to durably written, at half the rate.
@@ -121,6 +124,7 @@ mod tests {
             ceiling_documents_per_second: 100.0,
             pipeline_documents_per_second: 97.0,
             ratio: 0.97,
+            cpu_ratio: 0.95,
             padding_efficiency: 0.96,
             latency_p50_ms: 20.0,
             latency_p99_ms: 40.0,
@@ -146,6 +150,7 @@ mod tests {
             "ceiling_documents_per_second",
             "pipeline_documents_per_second",
             "ratio",
+            "cpu_ratio",
             "padding_efficiency",
             "latency_p50_ms",
             "latency_p99_ms",

@@ -105,16 +105,20 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
     let spinner = output::spinner("measuring");
     if let Some(documents) = arguments.memory {
         let documents = usize::try_from(documents).unwrap_or(usize::MAX);
-        let report = super::runtime()?
-            .block_on(bench::measure_memory(&settings, &options, documents))
-            .map_err(Failure::failed)?;
+        let report = super::block_on(async {
+            bench::measure_memory(&settings, &options, documents)
+                .await
+                .map_err(Failure::failed)
+        })?;
         spinner.finish_and_clear();
         return show_memory(&report, arguments.json);
     }
     let say = |what: &str| spinner.set_message(what.to_owned());
-    let report = super::runtime()?
-        .block_on(bench::measure(&settings, &options, &say))
-        .map_err(Failure::failed)?;
+    let report = super::block_on(async {
+        bench::measure(&settings, &options, &say)
+            .await
+            .map_err(Failure::failed)
+    })?;
     spinner.finish_and_clear();
     write_picture(arguments, &report)?;
     if arguments.json {
@@ -194,6 +198,7 @@ fn show(report: &Report, arguments: &Arguments) -> Result<(), Failure> {
         "tokens/s",
         "ceiling",
         "ratio",
+        "cpu ratio",
         "padding",
         "p50 ms",
         "p99 ms",
@@ -206,6 +211,7 @@ fn show(report: &Report, arguments: &Arguments) -> Result<(), Failure> {
             format!("{:.0}", mix.tokens_per_second),
             format!("{:.0}", mix.ceiling_documents_per_second),
             format!("{:.3}", mix.ratio),
+            format!("{:.3}", mix.cpu_ratio),
             format!("{:.3}", mix.padding_efficiency),
             format!("{:.0}", mix.latency_p50_ms),
             format!("{:.0}", mix.latency_p99_ms),

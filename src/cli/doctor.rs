@@ -42,7 +42,7 @@ impl Check {
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let spinner = output::spinner("checking");
-    let checks = super::runtime()?.block_on(run_checks(settings));
+    let checks = super::block_on(async { Ok(run_checks(settings).await) })?;
     spinner.finish_and_clear();
     let failed = checks.iter().filter(|check| !check.passed).count();
     if arguments.json {

@@ -38,7 +38,7 @@ enum Command {
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let target = assemble::migration_target(settings)?;
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         let store = store::connect(&settings.store)
             .await
             .map_err(Failure::failed)?;

@@ -85,12 +85,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The runtime of commands that wait for brokers, stores and signals.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a command that waits for brokers, stores and signals.
+///
+/// A call that hangs in a vendor's library must not keep the process: what is left behind gets a
+/// second.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("no threads could be started: {error}")))
+        .map_err(|error| Failure::failed(format!("no threads could be started: {error}")))?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(GRACE);
+    outcome
 }
 
 fn execute(command_line: CommandLine) -> Result<(), Failure> {

@@ -34,7 +34,7 @@ pub(super) struct Arguments {
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut settings = settings.clone();
     settings.kafka.accept_gap |= arguments.accept_gap;
-    super::runtime()?.block_on(run(&settings))
+    super::block_on(run(&settings))
 }
 
 async fn run(settings: &Settings) -> Result<(), Failure> {

@@ -32,7 +32,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         if arguments.query.trim().is_empty() {
             return Err(AssembleError::EmptyText.into());
         }

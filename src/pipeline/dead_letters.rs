@@ -4,15 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::ledger::Ticket;
-use super::{Context, PipelineError};
+use super::{Context, PanicGuard, PipelineError, Refused};
 use crate::source::{DeadLetter, SourceRecord};
 use crate::telemetry::Outcome;
+use tokio::sync::mpsc;
 
 /// Every how many refused records one is logged in full; the first ones always are.
 const LOG_EVERY: u64 = 100;
 
 /// Refused records that are always logged.
 const LOG_FIRST: u64 = 10;
+
+/// Dead letters in flight at most.
+const REFUSALS_IN_FLIGHT: usize = 256;
 
 static LOGGED: AtomicU64 = AtomicU64::new(0);
 
@@ -25,6 +29,31 @@ pub(super) struct Refusal {
     pub(super) class: &'static str,
     /// What was wrong and what to do.
     pub(super) message: String,
+}
+
+/// Sends refused records to the dead letters, several at once.
+pub(super) async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused>) {
+    let _guard = PanicGuard(context.clone());
+    let mut in_flight = tokio::task::JoinSet::new();
+    while let Some(refused) = refusals.recv().await {
+        if in_flight.len() >= REFUSALS_IN_FLIGHT {
+            in_flight.join_next().await;
+        }
+        let context = context.clone();
+        in_flight.spawn(async move {
+            let _guard = PanicGuard(context.clone());
+            let Refused {
+                ticket,
+                record,
+                refusal,
+            } = refused;
+            if let Err(error) = refuse(&context, ticket, record, refusal).await {
+                context.fail(error);
+            }
+        });
+        while in_flight.try_join_next().is_some() {}
+    }
+    while in_flight.join_next().await.is_some() {}
 }
 
 /// Sends a record to the dead letters and acknowledges it when that is durable.

@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
 
 use super::{Context, PipelineError, Throttle, Wiring, spawn};
 use crate::document::TopicPartition;
-use crate::source::{SourceEvent, SourceRecord};
+use crate::source::{CommitOffset, SourceEvent, SourceRecord};
 
 /// How often the intake looks whether it shall stop while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
@@ -26,147 +26,165 @@ pub(super) struct IntakeState {
     pub(super) ended: AtomicBool,
 }
 
-/// Records that were received and not admitted yet.
-#[derive(Default)]
-struct Waiting {
-    chunks: VecDeque<Vec<SourceRecord>>,
-    /// The source has delivered everything, the chunks included.
-    ended: bool,
+/// The intake's thread.
+struct Intake<'a> {
+    context: &'a Context,
+    state: &'a IntakeState,
+    throttle: Option<&'a Throttle>,
+    revoke_drain: Duration,
+    /// Dropped at the end of delivery, which ends the stages behind it one after the other.
+    out: Option<Sender<Vec<SourceRecord>>>,
+    /// Chunks that were received and not admitted yet.
+    waiting: VecDeque<Vec<SourceRecord>>,
+    /// Records that the ledger holds already, for which the next stage had no room yet.
+    admitted: Option<Vec<SourceRecord>>,
+    /// The source has delivered everything, what waits here included.
+    delivered_all: bool,
 }
 
-/// Reads events until the source is closed.
-pub(super) fn run_intake(
-    context: &Context,
-    state: &IntakeState,
-    events: &Receiver<SourceEvent>,
-    records_out: Sender<Vec<SourceRecord>>,
-    revoke_drain: Duration,
-    throttle: Option<&Throttle>,
-) {
-    // Dropped at the end of delivery, which ends the stages behind it one after the other.
-    let mut records_out = Some(records_out);
-    let mut waiting = Waiting::default();
-    loop {
-        if state.stopping.load(Ordering::Acquire) {
-            records_out = None;
+impl Intake<'_> {
+    /// Reads events until the source is closed.
+    fn run(mut self, events: &Receiver<SourceEvent>) {
+        loop {
+            self.pass_on();
+            if self.delivered_all && self.waiting.is_empty() && self.admitted.is_none() {
+                self.delivered_all = false;
+                self.out = None;
+                self.state.ended.store(true, Ordering::Release);
+                self.context.wake.notify_one();
+            }
+            // While records are held back no more are taken, but a revocation does not wait.
+            let holds = !self.waiting.is_empty() || self.admitted.is_some();
+            if holds && !self.context.source.is_revoking() {
+                let wait = self.throttle.map_or(Duration::ZERO, Throttle::wait);
+                std::thread::sleep(wait.min(TICK));
+            } else if !self.take_event(events) {
+                return;
+            }
+            if self.state.closed.load(Ordering::Acquire) {
+                return;
+            }
         }
-        match &records_out {
-            Some(out) => {
-                if !admit_waiting(context, state, &mut waiting, out, throttle) {
-                    records_out = None;
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.state.stopping.load(Ordering::Acquire)
+    }
+
+    /// Passes records on as far as budget, throttle and the next stage allow.
+    fn pass_on(&mut self) {
+        loop {
+            if self.is_stopping() || self.out.is_none() {
+                // Records that were not admitted are not in the watermark: they are delivered again.
+                self.waiting.clear();
+            }
+            self.send_admitted(TICK);
+            if self.admitted.is_none() {
+                let Some(chunk) = self.waiting.pop_front() else {
+                    if self.is_stopping() {
+                        self.out = None;
+                    }
+                    return;
+                };
+                if !self.admit(chunk) {
+                    return;
                 }
+            } else if self.context.abandoned.is_cancelled() {
+                self.admitted = None;
+                self.out = None;
             }
-            None => waiting.chunks.clear(),
-        }
-        if waiting.ended && waiting.chunks.is_empty() {
-            waiting.ended = false;
-            records_out = None;
-            state.ended.store(true, Ordering::Release);
-            context.wake.notify_one();
-        }
-        // While the throttle holds records back no more are taken, but a revocation does not wait.
-        if !waiting.chunks.is_empty() && !context.source.is_revoking() {
-            let wait = throttle.map_or(TICK, |throttle| throttle.wait().min(TICK));
-            std::thread::sleep(wait);
-        } else if !take_event(context, state, events, &mut waiting, revoke_drain) {
-            return;
-        }
-        if state.closed.load(Ordering::Acquire) {
-            return;
+            // A revocation must not wait for a store that is away.
+            if self.context.source.is_revoking() {
+                return;
+            }
         }
     }
-}
 
-/// Takes the next event; false when the source has gone.
-fn take_event(
-    context: &Context,
-    state: &IntakeState,
-    events: &Receiver<SourceEvent>,
-    waiting: &mut Waiting,
-    revoke_drain: Duration,
-) -> bool {
-    match events.recv_timeout(TICK) {
-        Ok(SourceEvent::Records(records)) => waiting.chunks.push_back(records),
-        Ok(SourceEvent::Assigned {
-            partitions,
-            generation,
-        }) => {
-            tracing::info!(partitions = %listed(&partitions), generation = generation.0, "partitions assigned");
-            context.ledger.assign(&partitions, generation);
-            context.metrics.rebalance("assigned");
-        }
-        Ok(SourceEvent::Revoked { partitions, reply }) => {
-            let offsets = {
-                let _draining = context.drain();
-                context.ledger.revoke(&partitions, revoke_drain)
-            };
-            tracing::info!(partitions = %listed(&partitions), "partitions revoked");
-            context.metrics.rebalance("revoked");
-            gone(context, &partitions);
-            // The source may have given up waiting: its records are then delivered again elsewhere.
-            let _ = reply.send(offsets);
-        }
-        Ok(SourceEvent::Lost { partitions }) => {
-            tracing::warn!(partitions = %listed(&partitions), "partitions lost; what is in flight is abandoned");
-            context.ledger.lose(&partitions);
-            context.metrics.rebalance("lost");
-            gone(context, &partitions);
-        }
-        Ok(SourceEvent::Ended) => waiting.ended = true,
-        Ok(SourceEvent::Failed(error)) => context.fail(PipelineError::Source(error)),
-        Err(RecvTimeoutError::Timeout) => {}
-        Err(RecvTimeoutError::Disconnected) => {
-            if !state.closed.load(Ordering::Acquire) && !state.stopping.load(Ordering::Acquire) {
-                context.fail(PipelineError::SourceVanished);
-            }
-            return false;
+    /// Gives the next stage at most `within` to take what is admitted.
+    fn send_admitted(&mut self, within: Duration) {
+        let (Some(out), Some(records)) = (&self.out, self.admitted.take()) else {
+            return;
+        };
+        match out.send_timeout(records, within) {
+            Ok(()) => {}
+            Err(SendTimeoutError::Timeout(records)) => self.admitted = Some(records),
+            // The stages behind have ended, which they do only after a failure.
+            Err(SendTimeoutError::Disconnected(_)) => self.out = None,
         }
     }
-    true
-}
 
-/// Lets records in as far as the throttle allows; false when delivery is over.
-fn admit_waiting(
-    context: &Context,
-    state: &IntakeState,
-    waiting: &mut Waiting,
-    out: &Sender<Vec<SourceRecord>>,
-    throttle: Option<&Throttle>,
-) -> bool {
-    while let Some(chunk) = waiting.chunks.pop_front() {
-        let mut records = still_ours(context, chunk);
-        let allowed = throttle.map_or(records.len(), |throttle| throttle.take(records.len()));
+    /// Puts a chunk in flight as far as the throttle allows; false when the throttle is exhausted.
+    fn admit(&mut self, chunk: Vec<SourceRecord>) -> bool {
+        let mut records = still_ours(self.context, chunk);
+        if !self.context.ledger.wait_for_room(TICK) {
+            self.waiting.push_front(records);
+            return true;
+        }
+        let allowed = self
+            .throttle
+            .map_or(records.len(), |throttle| throttle.take(records.len()));
         let rest = records.split_off(allowed.min(records.len()));
-        let held_back = !rest.is_empty();
-        if held_back {
-            waiting.chunks.push_front(rest);
+        let records = self.context.ledger.admit(records);
+        self.context.counters.delivered.add(records.len());
+        self.admitted = (!records.is_empty()).then_some(records);
+        if rest.is_empty() {
+            return true;
         }
-        if !records.is_empty() && !admit(context, state, records, out) {
-            return false;
-        }
-        if held_back {
-            break;
-        }
+        self.waiting.push_front(rest);
+        self.send_admitted(TICK);
+        false
     }
-    true
-}
 
-/// Waits for room, then passes records on; false when delivery is over.
-fn admit(
-    context: &Context,
-    state: &IntakeState,
-    records: Vec<SourceRecord>,
-    out: &Sender<Vec<SourceRecord>>,
-) -> bool {
-    while !context.ledger.wait_for_room(TICK) {
-        // Records that were not admitted are not in the watermark: they are delivered again.
-        if state.stopping.load(Ordering::Acquire) || context.abandoned.is_cancelled() {
-            return false;
+    /// Takes the next event; false when the source has gone.
+    fn take_event(&mut self, events: &Receiver<SourceEvent>) -> bool {
+        let context = self.context;
+        match events.recv_timeout(TICK) {
+            Ok(SourceEvent::Records(records)) => self.waiting.push_back(records),
+            Ok(SourceEvent::Assigned {
+                partitions,
+                generation,
+            }) => {
+                tracing::info!(partitions = %listed(&partitions), generation = generation.0, "partitions assigned");
+                context.ledger.assign(&partitions, generation);
+                context.metrics.rebalance("assigned");
+            }
+            Ok(SourceEvent::Revoked { partitions, reply }) => {
+                let offsets = self.drain(&partitions);
+                tracing::info!(partitions = %listed(&partitions), "partitions revoked");
+                context.metrics.rebalance("revoked");
+                gone(context, &partitions);
+                // The source may have given up waiting: its records are then delivered again elsewhere.
+                let _ = reply.send(offsets);
+            }
+            Ok(SourceEvent::Lost { partitions }) => {
+                tracing::warn!(partitions = %listed(&partitions), "partitions lost; what is in flight is abandoned");
+                context.ledger.lose(&partitions);
+                context.metrics.rebalance("lost");
+                gone(context, &partitions);
+            }
+            Ok(SourceEvent::Ended) => self.delivered_all = true,
+            Ok(SourceEvent::Failed(error)) => context.fail(PipelineError::Source(error)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                if !self.state.closed.load(Ordering::Acquire) && !self.is_stopping() {
+                    context.fail(PipelineError::SourceVanished);
+                }
+                return false;
+            }
         }
+        true
     }
-    let records = context.ledger.admit(still_ours(context, records));
-    context.counters.delivered.add(records.len());
-    records.is_empty() || out.send(records).is_ok()
+
+    /// Lets what is in flight of `partitions` finish within the bound, and gives their last offsets.
+    fn drain(&mut self, partitions: &[TopicPartition]) -> Vec<CommitOffset> {
+        let deadline = Instant::now() + self.revoke_drain;
+        let context = self.context;
+        let _draining = context.drain();
+        // What is held here is in flight as well.
+        self.send_admitted(self.revoke_drain);
+        let left = deadline.saturating_duration_since(Instant::now());
+        context.ledger.revoke(partitions, left)
+    }
 }
 
 /// Leaves out what waited while its partition began to leave.
@@ -209,14 +227,16 @@ pub(super) fn spawn_intake(
 ) -> Result<std::thread::JoinHandle<()>, PipelineError> {
     let (revoke_drain, throttle) = (wiring.revoke_drain, wiring.throttle.clone());
     spawn(context, "intake".to_owned(), move |context| {
-        let throttle = throttle.as_deref();
-        run_intake(
+        let intake = Intake {
             context,
-            &state,
-            &events,
-            records_out,
+            state: &state,
+            throttle: throttle.as_deref(),
             revoke_drain,
-            throttle,
-        );
+            out: Some(records_out),
+            waiting: VecDeque::new(),
+            admitted: None,
+            delivered_all: false,
+        };
+        intake.run(&events);
     })
 }

@@ -47,7 +47,7 @@ use crate::store::point::Provenance;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Health, Metrics, Stage};
 
-use dead_letters::{Refusal, refuse};
+use dead_letters::{Refusal, run_refuser};
 use intake::{IntakeState, spawn_intake};
 use ledger::{Budget, Ledger, Ticket};
 use outage::Outage;
@@ -65,9 +65,6 @@ const WRITE_CHUNKS: usize = 8;
 
 /// Refused records that wait for the dead-letter producer.
 const REFUSALS: usize = 64;
-
-/// Dead letters in flight at most.
-const REFUSALS_IN_FLIGHT: usize = 256;
 
 /// Built stages, ready to be wired.
 pub struct Stages {
@@ -182,23 +179,27 @@ impl Context {
     }
 }
 
-/// Starts a named thread whose panic stops the pipeline instead of leaving records in flight for ever.
+/// Stops the pipeline when the thread or task that holds it panics, instead of leaving records in
+/// flight for ever.
+struct PanicGuard(Arc<Context>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(PipelineError::Thread(
+                "a part of the pipeline panicked; this is a defect of the worker, please report it with the log"
+                    .to_owned(),
+            ));
+        }
+    }
+}
+
+/// Starts a named thread under a [`PanicGuard`].
 fn spawn(
     context: &Arc<Context>,
     name: String,
     body: impl FnOnce(&Arc<Context>) + Send + 'static,
 ) -> Result<std::thread::JoinHandle<()>, PipelineError> {
-    struct PanicGuard(Arc<Context>);
-    impl Drop for PanicGuard {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                self.0.fail(PipelineError::Thread(
-                    "a thread of the pipeline panicked; this is a defect of the worker, please report it with the log"
-                        .to_owned(),
-                ));
-            }
-        }
-    }
     let guard = PanicGuard(context.clone());
     std::thread::Builder::new()
         .name(name)
@@ -332,6 +333,7 @@ fn start(
             linger: wiring.pipeline.write_linger(),
         };
         async move {
+            let _guard = PanicGuard(context.clone());
             if let Err(error) = run_writer(context.clone(), settings, writes).await {
                 context.fail(error);
             }
@@ -351,29 +353,6 @@ fn start(
         writer,
         refuser,
     })
-}
-
-/// Sends refused records to the dead letters, several at once.
-async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused>) {
-    let mut in_flight = tokio::task::JoinSet::new();
-    while let Some(refused) = refusals.recv().await {
-        if in_flight.len() >= REFUSALS_IN_FLIGHT {
-            in_flight.join_next().await;
-        }
-        let context = context.clone();
-        in_flight.spawn(async move {
-            let Refused {
-                ticket,
-                record,
-                refusal,
-            } = refused;
-            if let Err(error) = refuse(&context, ticket, record, refusal).await {
-                context.fail(error);
-            }
-        });
-        while in_flight.try_join_next().is_some() {}
-    }
-    while in_flight.join_next().await.is_some() {}
 }
 
 /// Commits on a timer until there is a reason to end.
@@ -448,10 +427,7 @@ async fn finish(
         context.abandoned.cancel();
     } else {
         tracing::info!(in_flight = context.ledger.in_flight(), "draining");
-        let waiting = context.clone();
-        let drained =
-            tokio::task::spawn_blocking(move || waiting.ledger.wait_until_empty(drain)).await;
-        if !drained.unwrap_or(false) {
+        if !drain_ledger(context, drain).await {
             context.fail(PipelineError::NotDrained(context.ledger.in_flight()));
             context.abandoned.cancel();
         }
@@ -471,6 +447,21 @@ async fn finish(
     match context.failure.lock().take() {
         Some(error) => Err(error),
         None => Ok(ending),
+    }
+}
+
+/// Waits until nothing is in flight; false when the bound has passed or something has failed.
+async fn drain_ledger(context: &Arc<Context>, bound: Duration) -> bool {
+    let waiting = context.clone();
+    let mut empty = tokio::task::spawn_blocking(move || waiting.ledger.wait_until_empty(bound));
+    loop {
+        tokio::select! {
+            drained = &mut empty => return drained.unwrap_or(false),
+            // What has failed will not get done by waiting; closing the ledger ends the wait.
+            () = context.wake.notified() => if context.failure.lock().is_some() {
+                return false;
+            },
+        }
     }
 }
 

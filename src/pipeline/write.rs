@@ -110,8 +110,7 @@ fn write_durably(
     batch: Vec<Write>,
 ) -> BoxFuture<'static, Result<(), PipelineError>> {
     Box::pin(async move {
-        let points: Vec<PointWrite> = batch.iter().map(|write| write.point.clone()).collect();
-        let Err(reason) = write_until_decided(&context, points).await? else {
+        let Err(reason) = write_until_decided(&context, &batch).await? else {
             refusals.store(0, Ordering::Relaxed);
             acknowledge(&context, &batch);
             return Ok(());
@@ -168,13 +167,14 @@ fn acknowledge(context: &Context, batch: &[Write]) {
 /// Tries until the store has taken the batch (`Ok(Ok)`) or refused it for good (`Ok(Err(reason))`).
 async fn write_until_decided(
     context: &Context,
-    points: Vec<PointWrite>,
+    batch: &[Write],
 ) -> Result<Result<(), String>, PipelineError> {
     let mut backoff = SHORTEST_BACKOFF;
     let started = Instant::now();
     let mut logged: Option<Instant> = None;
     loop {
-        let failure = match context.store.write(points.clone()).await {
+        let points = batch.iter().map(|write| write.point.clone()).collect();
+        let failure = match context.store.write(points).await {
             Ok(()) => {
                 if logged.is_some() {
                     tracing::info!(
@@ -200,7 +200,7 @@ async fn write_until_decided(
             logged = Some(Instant::now());
             tracing::warn!(
                 error = %failure,
-                points = points.len(),
+                points = batch.len(),
                 seconds = started.elapsed().as_secs_f32(),
                 "a write failed and is tried again; consumption pauses when the budget is used up"
             );

@@ -125,8 +125,24 @@ fn files(origins: &Origins) -> Result<Vec<PathBuf>, SettingsError> {
         if !file.is_file() {
             return Err(SettingsError::MissingFile { file: file.clone() });
         }
+        check_syntax(file)?;
     }
     Ok(files)
+}
+
+/// Finds errors of syntax first: the parser's own text quotes the line, which may hold a secret.
+fn check_syntax(file: &Path) -> Result<(), SettingsError> {
+    let unreadable = |reason: String| SettingsError::Unreadable {
+        origin: file.display().to_string(),
+        reason,
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| unreadable(error.to_string()))?;
+    let Err(error) = toml::from_str::<toml::Table>(&text) else {
+        return Ok(());
+    };
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+    Err(unreadable(format!("line {line}: {}", error.message())))
 }
 
 /// All keys that `default.toml` names, `section.key`, those in comments (`# key = value`) included.
@@ -278,17 +294,23 @@ fn describe(error: ConfigError) -> SettingsError {
     }
 }
 
-/// Names the key that cannot be read: the one whose absence lets the section pass.
-fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: &ConfigError) -> SettingsError {
-    let reason = match error {
+/// What was expected; a secret's own value is left out.
+fn reason_of(error: &ConfigError, secret: bool) -> String {
+    match error {
+        ConfigError::Type { expected, .. } if secret => format!("expected {expected}"),
         ConfigError::Type {
             unexpected,
             expected,
             ..
         } => format!("expected {expected}, got {unexpected}"),
+        _ if secret => "it cannot be read".to_owned(),
         ConfigError::At { error, .. } => error.to_string(),
         other => other.to_string(),
-    };
+    }
+}
+
+/// Names the key that cannot be read: the one whose absence lets the section pass.
+fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: &ConfigError) -> SettingsError {
     if let ValueKind::Table(entries) = &value.kind {
         for (key, entry) in entries {
             let mut without = entries.clone();
@@ -298,7 +320,7 @@ fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: &ConfigError
                     key: format!("{section}.{key}"),
                     value: shown(key, entry),
                     origin: origin_of(Some(first_leaf(entry))),
-                    reason,
+                    reason: reason_of(error, is_secret(key)),
                 };
             }
         }

@@ -130,3 +130,17 @@ fn broken_toml_says_where() {
     let text = message("[kafka\ntopic = 1", &[]);
     assert!(text.contains(".toml") && text.contains("line"), "{text}");
 }
+
+#[test]
+fn a_broken_line_does_not_show_the_secret_on_it() {
+    let text = message("[store]\napi_key = \"hunter2", &[]);
+    assert!(
+        text.contains("line 2") && !text.contains("hunter2"),
+        "{text}"
+    );
+    let text = message("[store]\napi_key = [\"hunter2\"]", &[]);
+    assert!(
+        text.contains("store.api_key") && !text.contains("hunter2"),
+        "{text}"
+    );
+}

@@ -128,7 +128,7 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
         let in_flight = &mut settings.pipeline.max_in_flight_records;
         *in_flight = (*in_flight).min(YIELDING_IN_FLIGHT);
     }
-    super::runtime()?.block_on(backfill(&settings, arguments, wanted))
+    super::block_on(backfill(&settings, arguments, wanted))
 }
 
 async fn backfill(
@@ -267,6 +267,9 @@ async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
     let every = if seen { BAR_EVERY } else { LOG_EVERY };
     let started = Instant::now();
     let at_start = work.far().done;
+    // What an earlier run did says nothing of the rate of this one.
+    bar.set_position(at_start);
+    bar.reset_eta();
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}

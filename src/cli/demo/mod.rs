@@ -51,7 +51,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: Settings, arguments: &Arguments) -> Result<(), Failure> {
-    let report = super::runtime()?.block_on(demo(settings))?;
+    let report = super::block_on(demo(settings))?;
     if arguments.json {
         output::json(&report.summary)?;
     } else {

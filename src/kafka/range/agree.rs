@@ -198,6 +198,7 @@ impl JobPlan {
             group: self.group.clone(),
             resumed: self.resumed,
             done_at_start: self.done_at_start,
+            finished: self.is_finished(),
             positions: self.positions.lock().clone(),
         }
     }

@@ -136,6 +136,9 @@ pub struct RangeProgress {
     pub resumed: bool,
     /// Offsets that were accounted for when this worker started.
     pub done_at_start: u64,
+    /// Whether everything was seen to be accounted for; that stays so, even where the job has begun
+    /// anew since.
+    pub finished: bool,
     /// By partition.
     pub positions: Vec<RangePosition>,
 }
@@ -156,7 +159,7 @@ impl RangeProgress {
 
     /// Whether everything is.
     pub fn is_finished(&self) -> bool {
-        self.positions.iter().all(RangePosition::is_done)
+        self.finished
     }
 }
 
