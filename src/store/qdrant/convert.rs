@@ -121,14 +121,14 @@ fn limits(
             "upsert_max_batchsize = {most}: set store.batch_points to at most that"
         ));
     }
-    let conditions = points * CONDITIONS_PER_POINT as u64;
+    let conditions = 1 + points * CONDITIONS_PER_POINT as u64;
     if let Some(most) = strict
         .filter_max_conditions
         .filter(|most| *most < conditions)
     {
         limits.push(format!(
             "filter_max_conditions = {most}: set store.batch_points to at most {}, or raise it",
-            most / CONDITIONS_PER_POINT as u64
+            most.saturating_sub(1) / CONDITIONS_PER_POINT as u64
         ));
     }
     for (name, allowed, keys) in [
