@@ -25,8 +25,10 @@ impl Counter {
 pub struct Counters {
     /// Records taken from the source.
     pub delivered: Counter,
-    /// Documents that went through the model.
+    /// Documents that have their topic and embedding.
     pub tagged: Counter,
+    /// Documents tagged as an earlier one of the same text was, without the model.
+    pub repeated: Counter,
     /// Points durably written (or superseded by a newer version that already stands there).
     pub written: Counter,
     /// Tombstones durably written.
@@ -50,6 +52,8 @@ pub struct Counts {
     pub delivered: u64,
     /// See [`Counters::tagged`].
     pub tagged: u64,
+    /// See [`Counters::repeated`].
+    pub repeated: u64,
     /// See [`Counters::written`].
     pub written: u64,
     /// See [`Counters::deleted`].
@@ -72,6 +76,7 @@ impl Counters {
         Counts {
             delivered: self.delivered.get(),
             tagged: self.tagged.get(),
+            repeated: self.repeated.get(),
             written: self.written.get(),
             deleted: self.deleted.get(),
             dead_lettered: self.dead_lettered.get(),

@@ -186,7 +186,10 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
     let mut writes = Vec::with_capacity(batch.len());
     for (ready, tagging) in batch.into_iter().zip(taggings) {
         match tagging {
-            Ok(tagging) => writes.push(to_write(context, ready, tagging, now)),
+            Ok(tagging) => {
+                context.repeats.keep(&ready.encoded, &tagging);
+                writes.push(to_write(context, ready, tagging, now));
+            }
             Err(error) => {
                 if !refuse(ready, error.to_string(), out) {
                     return false;
@@ -197,7 +200,13 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
     writes.is_empty() || out.writes.blocking_send(writes).is_ok()
 }
 
-fn to_write(context: &Context, ready: Ready, tagging: Tagging, now: jiff::Timestamp) -> Write {
+/// The write of a document and what the model said of its text.
+pub(super) fn to_write(
+    context: &Context,
+    ready: Ready,
+    tagging: Tagging,
+    now: jiff::Timestamp,
+) -> Write {
     let tagged = TaggedDocument {
         document: ready.document,
         version: ready.version,

@@ -18,6 +18,7 @@ mod intake;
 mod ledger;
 mod outage;
 mod prepare;
+mod repeats;
 mod settings;
 mod throttle;
 mod upkeep;
@@ -52,6 +53,7 @@ use intake::{IntakeState, spawn_intake};
 use ledger::{Budget, Ledger, Ticket};
 use outage::Outage;
 use prepare::{Prepared, spawn_prepare};
+use repeats::Repeats;
 use write::{WriterSettings, run_writer};
 
 /// Chunks of records between intake and preparing threads.
@@ -154,6 +156,7 @@ pub(crate) struct Context {
     store: Arc<dyn Store>,
     dead_letters: Arc<dyn DeadLetterSink>,
     ledger: Ledger,
+    repeats: Repeats,
     counters: Arc<Counters>,
     metrics: Metrics,
     outage: Outage,
@@ -264,6 +267,7 @@ pub async fn run(
         provenance,
         store,
         dead_letters,
+        repeats: Repeats::new(wiring.pipeline.repeated_texts),
         ledger: Ledger::new(Budget {
             records: wiring.pipeline.max_in_flight_records,
             bytes: wiring.pipeline.max_in_flight_bytes,

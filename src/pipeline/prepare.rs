@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::mpsc;
 
 use super::dead_letters::Refusal;
+use super::infer::to_write;
 use super::ledger::Ticket;
 use super::write::Write;
 use super::{Context, PipelineError, Refused, spawn};
@@ -67,13 +68,44 @@ pub(super) fn run_prepare(
             .map(|decoded| tokenise(context, decoded))
             .collect();
         context.metrics.stage(Stage::Tokenise, started.elapsed());
-        if !tombstones.is_empty() && out.writes.blocking_send(tombstones).is_err() {
+        let (ready, repeated) = split_repeated(context, ready);
+        let mut writes = tombstones;
+        writes.extend(repeated);
+        if !writes.is_empty() && out.writes.blocking_send(writes).is_err() {
             return;
         }
         if !ready.is_empty() && out.documents.send(ready).is_err() {
             return;
         }
     }
+}
+
+/// Documents whose text came before go straight to the writer. That lets one overtake an older version
+/// of itself which still waits for the model: the store then refuses the older one, as it always does.
+fn split_repeated(context: &Context, ready: Vec<Ready>) -> (Vec<Ready>, Vec<Write>) {
+    let now = jiff::Timestamp::now();
+    let mut fresh = Vec::with_capacity(ready.len());
+    let mut repeated = Vec::new();
+    for ready in ready {
+        match context.repeats.find(&ready.encoded) {
+            Some(tagging) => {
+                let truncated = ready.encoded.truncated;
+                context.counters.truncated.add(usize::from(truncated));
+                context.counters.unknown_tokens.add(tagging.unknown_tokens);
+                context
+                    .metrics
+                    .texts(u64::from(truncated), tagging.unknown_tokens as u64);
+                repeated.push(to_write(context, ready, tagging, now));
+            }
+            None => fresh.push(ready),
+        }
+    }
+    if !repeated.is_empty() {
+        context.counters.tagged.add(repeated.len());
+        context.counters.repeated.add(repeated.len());
+        context.metrics.cache_hits(repeated.len() as u64);
+    }
+    (fresh, repeated)
 }
 
 /// A decoded document with the record it came from.

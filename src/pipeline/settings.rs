@@ -18,6 +18,8 @@ pub struct PipelineSettings {
     pub max_uncommitted_records: usize,
     /// Threads that decode and tokenise.
     pub prepare_threads: usize,
+    /// Texts whose answers are kept for when they come again; 0 for none.
+    pub repeated_texts: usize,
     /// How long an incomplete write waits for company while other writes are in flight.
     pub write_linger_ms: u64,
     /// How long a shutdown waits for what is in flight.
@@ -31,6 +33,7 @@ impl Default for PipelineSettings {
             max_in_flight_bytes: 64 * 1024 * 1024,
             max_uncommitted_records: 200_000,
             prepare_threads: 1,
+            repeated_texts: 4096,
             write_linger_ms: 5,
             drain_ms: 20_000,
         }
@@ -60,6 +63,13 @@ impl PipelineSettings {
             self.max_uncommitted_records,
             1,
             10_000_000,
+        );
+        check_range(
+            violations,
+            "repeated_texts",
+            self.repeated_texts,
+            0,
+            1_000_000,
         );
         check_range(violations, "prepare_threads", self.prepare_threads, 1, 64);
         check_range(violations, "write_linger_ms", self.write_linger_ms, 0, 1000);

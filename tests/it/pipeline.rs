@@ -164,3 +164,36 @@ async fn a_budget_of_a_few_records_slows_down_and_loses_nothing() {
     );
     store.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_comes_again_under_other_ids_needs_no_model() {
+    const TITLE: &str = "央行下调存款准备金率，股市应声上涨";
+    let broker = broker(1);
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&broker, folder.path(), &[]);
+    broker
+        .produce(TOPIC, vec![document("first", TITLE)])
+        .await
+        .unwrap();
+    let worker = Worker::start(&settings).await;
+    worker.wait_for(1).await;
+    let again: Vec<_> = (0..30)
+        .map(|index| document(&format!("again-{index}"), TITLE))
+        .collect();
+    broker.produce(TOPIC, again).await.unwrap();
+    worker.wait_for(31).await;
+    let store = worker.store.clone();
+    let counts = worker.stop().await;
+
+    assert_eq!(counts.repeated, 30);
+    assert_eq!(counts.tagged, 31);
+    assert_eq!(counts.written, 31);
+    assert_eq!(store.count(PointFilter::default()).await.unwrap(), 31);
+    let topic = async |id: &str| {
+        let id = tcbert_worker::document::DocumentId::new(id).unwrap();
+        let payload = store.fetch(id).await.unwrap().unwrap();
+        (payload["topic"].clone(), payload["probability"].clone())
+    };
+    assert_eq!(topic("first").await, topic("again-29").await);
+    store.close().await.unwrap();
+}
