@@ -27,6 +27,8 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 /// client has fetched ahead, a short wait does not.
 const PAUSE_AFTER: Duration = Duration::from_millis(100);
 const ROOM_CHECK: Duration = Duration::from_millis(2);
+/// Pause before it is decided again from where partitions go on.
+const RECOVER_AFTER: Duration = Duration::from_secs(1);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
@@ -39,6 +41,8 @@ pub(super) struct PollThread {
     last_said: Vec<(RDKafkaErrorCode, Instant)>,
     quiet: bool,
     said_ended: bool,
+    /// When to decide again from where partitions go on: the client says only once that it gave up.
+    recover_at: Option<Instant>,
 }
 
 impl PollThread {
@@ -55,6 +59,7 @@ impl PollThread {
             last_said: Vec::new(),
             quiet: false,
             said_ended: false,
+            recover_at: None,
         }
     }
 
@@ -88,6 +93,9 @@ impl PollThread {
                 None => true,
             };
             self.pass_on(idle);
+            if self.recover_at.is_some_and(|at| Instant::now() >= at) {
+                self.recover_offsets();
+            }
             self.look_for_the_end();
         }
     }
@@ -267,6 +275,7 @@ impl PollThread {
     /// The client found an offset that the topic does not have (or none committed): decides for
     /// every partition anew, from how far it has come.
     fn recover_offsets(&mut self) {
+        self.recover_at = None;
         let (partitions, wanted) = {
             let desk = self.shared.desk.lock();
             let next = |held: &super::desk::Held| Some((held.partition.clone(), held.next?));
@@ -286,25 +295,44 @@ impl PollThread {
             }
             Err(SourceError::Transient(reason)) => {
                 tracing::warn!(reason, "where to go on is not known yet");
+                self.recover_at = Some(Instant::now() + RECOVER_AFTER);
                 return;
             }
         };
-        // A partition that is where it should be is left alone.
-        let stays = |(partition, start): &(TopicPartition, Start)| match start {
-            Start::At(offset) => wanted.get(partition) == Some(offset),
-            Start::Beginning => false,
-        };
-        let moves: Vec<_> = starts
-            .iter()
-            .filter(|start| !stays(start))
-            .cloned()
-            .collect();
-        if let Err(error) = rebalance::begin_anew(&self.consumer, &moves, &starts) {
+        self.renew(&starts);
+        // Where the client stands already it has given up as well, and only beginning anew helps.
+        if let Err(error) = rebalance::begin_anew(&self.consumer, &starts) {
             tracing::warn!(%error, "partitions could not be read from where they should be");
+            self.recover_at = Some(Instant::now() + RECOVER_AFTER);
         }
         if self.shared.desk.lock().paused {
             self.pause_all();
         }
+    }
+
+    /// Partitions that go back to their oldest record (an accepted gap) get a new generation: their
+    /// offsets would otherwise count as delivered before, and be committed past.
+    fn renew(&self, starts: &[(TopicPartition, Start)]) {
+        let back: Vec<TopicPartition> = starts
+            .iter()
+            .filter(|(_, start)| matches!(start, Start::Beginning))
+            .map(|(partition, _)| partition.clone())
+            .collect();
+        if back.is_empty() {
+            return;
+        }
+        let generation = {
+            let mut desk = self.shared.desk.lock();
+            let ends = desk
+                .all()
+                .filter_map(|held| Some((held.partition.clone(), held.end?)))
+                .collect();
+            desk.assign(&back, &ends)
+        };
+        self.consumer.context().announce(SourceEvent::Assigned {
+            partitions: back,
+            generation,
+        });
     }
 
     /// A bounded source stops to fetch what has reached its end, and has ended once everything of

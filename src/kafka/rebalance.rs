@@ -307,7 +307,8 @@ impl Callbacks {
             reply,
         };
         self.announce_before_records(revoked, leaving);
-        match answer.recv_timeout(self.shared.revoke_drain) {
+        // The pipeline keeps the bound by itself and needs a moment to answer.
+        match answer.recv_timeout(self.shared.revoke_drain + ANSWER_GRACE) {
             Ok(offsets) => {
                 tracing::info!(
                     partitions = %named(leaving),
@@ -386,23 +387,23 @@ impl Callbacks {
     }
 }
 
+/// Time beyond the drain's bound in which the pipeline's answer may arrive.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
+
 /// Lets the client begin anew in partitions that it has given up on: it does not seek in those.
-/// Where the protocol knows no increments all partitions are assigned again, each where it stands.
 pub(super) fn begin_anew(
     consumer: &GroupConsumer,
-    moves: &[(TopicPartition, Start)],
-    all: &[(TopicPartition, Start)],
+    starts: &[(TopicPartition, Start)],
 ) -> KafkaResult<()> {
-    let cooperative = matches!(
-        consumer.rebalance_protocol(),
-        RebalanceProtocol::Cooperative
-    );
-    let starts = if cooperative { moves } else { all };
     let partitions: Vec<TopicPartition> = starts.iter().map(|(p, _)| p.clone()).collect();
     if partitions.is_empty() {
         return Ok(());
     }
     let starts: HashMap<_, _> = starts.iter().cloned().collect();
+    let cooperative = matches!(
+        consumer.rebalance_protocol(),
+        RebalanceProtocol::Cooperative
+    );
     if cooperative {
         consumer.incremental_unassign(&start::list(&partitions))?;
     }

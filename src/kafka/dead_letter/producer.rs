@@ -17,7 +17,7 @@ use super::spool::Spool;
 use crate::kafka::client::{self, Reporting};
 use crate::kafka::embedded::client_headers;
 use crate::kafka::settings::KafkaSettings;
-use crate::source::{DeadLetter, DeadLetterError, DeadLetterSink};
+use crate::source::{DeadLetter, DeadLetterError, DeadLetterSink, Header};
 
 /// First pause before another attempt; it doubles up to `dead_letter.retry_max_ms`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -52,6 +52,8 @@ pub struct DeadLetterProducer {
 enum Next {
     /// The broker does not take a record of this size.
     Smaller,
+    /// Without the record's own timestamp.
+    Untimed,
     /// Trying again may help.
     Again(String),
     /// Trying again does not help.
@@ -105,6 +107,7 @@ impl DeadLetterProducer {
                     }
                     Err(reason) => reason,
                 },
+                Next::Untimed => "its timestamp is refused".to_owned(),
                 Next::Again(reason) => reason,
                 Next::Never(reason) => return Err(DeadLetterError(reason)),
             };
@@ -122,11 +125,29 @@ impl DeadLetterProducer {
 
     /// Sends once and waits for all replicas.
     async fn attempt(&self, envelope: &Envelope) -> Result<(), Next> {
+        match self.attempt_at(envelope, envelope.timestamp_ms).await {
+            // A topic may refuse times that are too far away; the header keeps the record's own.
+            Err(Next::Untimed) => self.attempt_at(envelope, None).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt_at(&self, envelope: &Envelope, at: Option<i64>) -> Result<(), Next> {
         let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic);
         record.key = envelope.key.as_deref();
         record.payload = envelope.value.as_deref();
-        record.timestamp = envelope.timestamp_ms;
-        record.headers = client_headers(&envelope.headers);
+        record.timestamp = at;
+        record.headers = match envelope.timestamp_ms {
+            Some(own) if at.is_none() => {
+                let mut headers = envelope.headers.clone();
+                headers.push(Header {
+                    name: "__connect.errors.timestamp".to_owned(),
+                    value: Some(own.to_string().into_bytes()),
+                });
+                client_headers(&headers)
+            }
+            _ => client_headers(&envelope.headers),
+        };
         let client = self.client.lock().clone();
         // Room in the client's own queue is waited for as long as it takes: letters hold their
         // records' place in the pipeline's budget, so few can wait.
@@ -142,6 +163,12 @@ impl DeadLetterProducer {
         };
         match code {
             RDKafkaErrorCode::MessageSizeTooLarge => Next::Smaller,
+            RDKafkaErrorCode::InvalidTimestamp => Next::Untimed,
+            RDKafkaErrorCode::InvalidRecord => Next::Never(format!(
+                "the topic {} does not take the letter: {error}; a compacted topic takes no records without a \
+                 key, dead letters need one that deletes by age",
+                self.topic
+            )),
             // An idempotent producer that has lost its place takes no more records; a new one
             // begins anew. What was sent before is sent, so nothing is lost, at worst twice there.
             RDKafkaErrorCode::Fatal => self.renew(client, error),

@@ -8,9 +8,13 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::source::{DeadLetter, Header, SourceRecord};
+
+/// Characters of a topic in a file's name.
+const MAX_TOPIC_CHARACTERS: usize = 120;
 
 /// A folder of bounded size.
 #[derive(Debug, Clone)]
@@ -68,7 +72,24 @@ impl Spool {
     /// The file of a record: the same record comes to the same file.
     pub(super) fn file_name(position: &RecordPosition) -> String {
         let RecordPosition { partition, offset } = position;
-        format!("{}-{}-{offset}.json", partition.topic, partition.partition)
+        // The topic of a file is its path; whatever a name cannot hold is replaced, and a hash keeps
+        // two topics apart that then look alike.
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let named: String = partition
+            .topic
+            .chars()
+            .map(|c| if plain(c) { c } else { '_' })
+            .take(MAX_TOPIC_CHARACTERS)
+            .collect();
+        if named == *partition.topic {
+            return format!("{named}-{}-{offset}.json", partition.partition);
+        }
+        let hash: String = Sha256::digest(partition.topic.as_bytes())
+            .iter()
+            .take(4)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("{named}-{hash}-{}-{offset}.json", partition.partition)
     }
 
     /// Writes a record whole. Returns once it is on disk.
