@@ -39,6 +39,8 @@ pub(super) struct Engine {
     folder: Folder,
     limits: Limits,
     state: State,
+    /// Closing failed: what was applied and not yet flushed may be gone, though the shard is open again.
+    lost: bool,
     written_since_optimise: usize,
     log_checked: Instant,
 }
@@ -74,6 +76,7 @@ impl Engine {
                 graph_from_points: settings.graph_from_points,
             },
             state: State::Absent,
+            lost: false,
             written_since_optimise: 0,
             log_checked: Instant::now(),
         };
@@ -172,6 +175,9 @@ impl Engine {
     /// Makes what was applied durable.
     pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         let result = match &self.state {
+            State::Open(_) if std::mem::take(&mut self.lost) => Err(StoreError::Transient(
+                "the embedded store was opened anew after it failed to close".into(),
+            )),
             State::Open(collection) => guard(|| {
                 collection.shard.flush();
                 Ok(())
@@ -217,6 +223,7 @@ impl Engine {
         if let State::Open(collection) = std::mem::replace(&mut self.state, state)
             && let Err(error) = collection.close().and_then(|()| self.folder.note_closed())
         {
+            self.lost = true;
             tracing::warn!(%error, "the embedded store did not close cleanly");
         }
     }
@@ -224,6 +231,9 @@ impl Engine {
     /// Keeps log and segments in bounds; called between groups of writes. Errors show themselves at
     /// the next write.
     pub(super) fn maintain(&mut self) {
+        if !matches!(self.state, State::Open(_)) {
+            return;
+        }
         if self.log_checked.elapsed() >= LOG_CHECK_EVERY {
             self.log_checked = Instant::now();
             if self.folder.log_bytes() > self.limits.max_log_bytes {

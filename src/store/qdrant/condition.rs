@@ -22,10 +22,10 @@ pub(super) const CONDITIONS_PER_POINT: usize = 8;
 /// without version was written by a stranger and is old.
 ///
 /// [`Version::compare`]: crate::document::Version::compare
-pub(super) fn not_newer(batch: &[PointWrite]) -> Filter {
-    let mut partitions: BTreeMap<&TopicPartition, Vec<&PointWrite>> = BTreeMap::new();
+pub(super) fn not_newer(batch: &[(PointId, PointWrite)]) -> Filter {
+    let mut partitions: BTreeMap<&TopicPartition, Vec<&(PointId, PointWrite)>> = BTreeMap::new();
     for write in batch {
-        let partition = &write.version().position.partition;
+        let partition = &write.1.version().position.partition;
         partitions.entry(partition).or_default().push(write);
     }
     let mut ways = vec![Condition::is_empty(key::VERSION)];
@@ -60,9 +60,12 @@ pub(super) fn not_newer(batch: &[PointWrite]) -> Filter {
 }
 
 /// The stored point is one of these, and what is asked of that one holds.
-fn any_of(writes: &[&PointWrite], asked: impl Fn(&PointWrite) -> Condition) -> Condition {
-    let clauses = writes.iter().map(|write| {
-        let is_this = Condition::has_id([point_id(write)]);
+fn any_of(
+    writes: &[&(PointId, PointWrite)],
+    asked: impl Fn(&PointWrite) -> Condition,
+) -> Condition {
+    let clauses = writes.iter().map(|(id, write)| {
+        let is_this = Condition::has_id([id.clone()]);
         Condition::from(Filter::must([is_this, asked(write)]))
     });
     Condition::from(Filter::should(clauses))
@@ -143,7 +146,7 @@ mod tests {
             .sum()
     }
 
-    fn batch(points: i64, partition_of: impl Fn(i64) -> i32) -> Vec<PointWrite> {
+    fn batch(points: i64, partition_of: impl Fn(i64) -> i32) -> Vec<(PointId, PointWrite)> {
         (0..points)
             .map(|number| PointWrite::Tombstone {
                 id: DocumentId::new(&format!("n-{number}")).unwrap(),
@@ -156,6 +159,7 @@ mod tests {
                 },
                 deleted_at: jiff::Timestamp::UNIX_EPOCH,
             })
+            .map(|write| (point_id(&write), write))
             .collect()
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::store::point::{into_stored, key};
-use crate::store::qdrant::condition::{CONDITIONS_PER_POINT, point_id};
+use crate::store::qdrant::condition::CONDITIONS_PER_POINT;
 use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreSettings};
 
 /// Payload keys in the filters of writes.
@@ -28,8 +28,7 @@ const FILTERED_BY_WRITES: [&str; 6] = [
 const FILTERED_BY_READS: [&str; 3] = [key::TOPIC, key::SOURCE, key::DELETED];
 
 /// A write as it is sent: the named vector, none for a marker.
-pub(super) fn point(write: PointWrite, vector_name: &str) -> PointStruct {
-    let id = point_id(&write);
+pub(super) fn point(id: PointId, write: PointWrite, vector_name: &str) -> PointStruct {
     let (payload, vector) = into_stored(write);
     let vectors = vector
         .map(|vector| (vector_name.to_owned(), qdrant::Vector::new_dense(vector)))

@@ -46,15 +46,15 @@ pub(super) fn from_status(status: &Status) -> StoreError {
         ),
         _ if says(&FULL) => StoreError::Full(text),
         _ if says(&TOO_LARGE) => StoreError::Rejected(text),
-        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
-            StoreError::Rejected(text)
-        }
+        Code::InvalidArgument | Code::OutOfRange => StoreError::Rejected(text),
         Code::NotFound => StoreError::Fatal(format!(
             "the collection is gone ({text}); create it with `tcbert-worker migrate apply`"
         )),
         Code::Unimplemented | Code::DataLoss | Code::AlreadyExists => StoreError::Fatal(text),
         Code::Ok
         | Code::Cancelled
+        // A state of the server (recovery, a shard on the move), not of the batch.
+        | Code::FailedPrecondition
         | Code::Unknown
         | Code::DeadlineExceeded
         | Code::ResourceExhausted
@@ -109,6 +109,7 @@ mod tests {
             (Code::Cancelled, "Timeout expired", "transient"),
             (Code::ResourceExhausted, "rate limit", "transient"),
             (Code::Aborted, "", "transient"),
+            (Code::FailedPrecondition, "", "transient"),
             (Code::Internal, "Service internal error", "transient"),
             (
                 Code::Internal,

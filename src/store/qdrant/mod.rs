@@ -169,10 +169,14 @@ impl QdrantStore {
 
     async fn send(&self, batch: Vec<PointWrite>, vector: &Vector) -> Result<(), StoreError> {
         let _permit = self.in_flight.acquire().await.map_err(|_| closed())?;
+        let batch: Vec<_> = batch
+            .into_iter()
+            .map(|write| (condition::point_id(&write), write))
+            .collect();
         let emptied: Vec<_> = batch
             .iter()
-            .filter(|write| write.is_tombstone())
-            .map(condition::point_id)
+            .filter(|(_, write)| write.is_tombstone())
+            .map(|(id, _)| id.clone())
             .collect();
         let request = UpsertPoints {
             collection_name: self.collection_name().to_owned(),
@@ -180,7 +184,7 @@ impl QdrantStore {
             update_filter: Some(condition::not_newer(&batch)),
             points: batch
                 .into_iter()
-                .map(|write| convert::point(write, &vector.name))
+                .map(|(id, write)| convert::point(id, write, &vector.name))
                 .collect(),
             ..UpsertPoints::default()
         };

@@ -42,6 +42,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Status};
 
+// The bench shares this server and makes nothing go wrong.
+#[allow(unused_imports)]
 pub(crate) use faults::{Fault, Faults};
 pub(crate) use state::Seen;
 
