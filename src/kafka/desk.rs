@@ -383,4 +383,54 @@ mod tests {
         desk.commit_succeeded(&[at(8)]);
         assert_eq!(desk.take_pending_commits(), []);
     }
+
+    #[test]
+    fn a_gap_at_the_end_of_a_range_is_committed_once_everything_before_it_is() {
+        let ends = HashMap::from([(partition(0), 10), (partition(1), 10), (partition(2), 10)]);
+        let mut desk = desk();
+        let generation = desk.assign(&[partition(0), partition(1), partition(2)], &ends);
+        for (number, next) in [(0, 3), (1, 3), (2, 10)] {
+            desk.begin_at(&partition(number), next);
+        }
+        let at = |number, next| offset(number, next, generation);
+        // Partition 2 was done before: the others are to see that.
+        assert_eq!(desk.take_pending_commits(), [at(2, 10)]);
+        assert_eq!(desk.take_newly_ended(), [partition(2)]);
+
+        // Nothing was delivered of partition 0: its end can be committed at once.
+        desk.reach_end(&partition(0), generation, 3);
+        assert_eq!(desk.take_pending_commits(), [at(0, 10)]);
+        // Partition 1 has delivered up to 7 and committed up to 5.
+        desk.get_mut("news", 1).unwrap().next = Some(7);
+        desk.reach_end(&partition(1), generation, 6);
+        assert_eq!(
+            desk.take_newly_ended(),
+            [partition(0)],
+            "a record came in meanwhile"
+        );
+        desk.reach_end(&partition(1), generation, 7);
+        desk.commit_succeeded(&[at(1, 5)]);
+        assert_eq!(desk.take_pending_commits(), []);
+        desk.commit_succeeded(&[at(1, 7)]);
+        assert_eq!(desk.take_pending_commits(), [at(1, 10)]);
+        desk.commit_succeeded(&[at(1, 10)]);
+        assert_eq!(desk.take_pending_commits(), []);
+    }
+
+    #[test]
+    fn the_end_of_another_assignment_or_of_a_leaving_partition_is_left_alone() {
+        let ends = HashMap::from([(partition(0), 10)]);
+        let mut desk = desk();
+        let first = desk.assign(&[partition(0)], &ends);
+        desk.begin_at(&partition(0), 3);
+        desk.forget(&[partition(0)]);
+        desk.assign(&[partition(0)], &ends);
+        desk.begin_at(&partition(0), 3);
+        desk.reach_end(&partition(0), first, 3);
+        assert_eq!(desk.take_pending_commits(), []);
+        let second = desk.get_mut("news", 0).unwrap().generation;
+        desk.begin_leaving(&[partition(0)]);
+        desk.reach_end(&partition(0), second, 3);
+        assert_eq!(desk.take_pending_commits(), []);
+    }
 }
