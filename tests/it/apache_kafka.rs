@@ -79,6 +79,31 @@ pub(crate) fn own(test: &str, brokers: usize, properties: &[(&str, &str)]) -> Op
     kafka
 }
 
+/// A broker of this test's own that names another address than its own as where it is to be
+/// reached (`advertised.listeners` among `properties`). `lead` is told its real address and must
+/// make the other one lead there.
+pub(crate) fn own_behind(
+    test: &str,
+    properties: &[(&str, &str)],
+    lead: impl FnOnce(&str),
+) -> Option<ApacheKafka> {
+    if std::env::var_os("TCBERT_TEST_KAFKA").is_some() {
+        skip(
+            test,
+            "TCBERT_TEST_KAFKA names a cluster that is not ours to cut off",
+        );
+        return None;
+    }
+    let kafka = ApacheKafka::prepare(1, properties, false).inspect(|kafka| {
+        lead(kafka.bootstrap_servers());
+        kafka.start_all(1);
+    });
+    if kafka.is_none() {
+        skip(test, "Java or Maven is missing");
+    }
+    kafka
+}
+
 fn skip(test: &str, reason: &str) {
     assert!(
         std::env::var_os("TCBERT_TEST_REQUIRE_KAFKA").is_none(),
@@ -123,6 +148,20 @@ fn free_ports(count: usize) -> Vec<u16> {
 
 impl ApacheKafka {
     fn start(brokers: usize, properties: &[(&str, &str)], shared: bool) -> Option<Self> {
+        let kafka = Self::prepare(brokers, properties, shared)?;
+        kafka.start_all(brokers);
+        Some(kafka)
+    }
+
+    fn start_all(&self, brokers: usize) {
+        for broker in 1..=brokers {
+            self.start_broker(broker);
+        }
+        self.wait_until_up(brokers);
+    }
+
+    /// Everything but the processes.
+    fn prepare(brokers: usize, properties: &[(&str, &str)], shared: bool) -> Option<Self> {
         let jars = fetch()?;
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ports = free_ports(brokers * 2);
@@ -177,18 +216,13 @@ impl ApacheKafka {
             true => (Some(folder.keep()), None),
             false => (None, Some(folder)),
         };
-        let kafka = Self {
+        Some(Self {
             bootstrap: addresses.join(","),
             nodes: Mutex::new(nodes),
             jars,
             left_behind,
             _folder: folder,
-        };
-        for broker in 1..=brokers {
-            kafka.start_broker(broker);
-        }
-        kafka.wait_until_up(brokers);
-        Some(kafka)
+        })
     }
 
     /// Where the brokers listen.
@@ -319,6 +353,9 @@ impl Drop for ApacheKafka {
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
+    if let Ok(running) = tokio::runtime::Handle::try_current() {
+        return tokio::task::block_in_place(|| running.block_on(future));
+    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
