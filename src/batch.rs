@@ -44,7 +44,7 @@ impl Default for BatchSettings {
         Self {
             token_budget: 0,
             max_rows: 1024,
-            window_documents: 1024,
+            window_documents: 2048,
             linger_ms: 20,
             max_padding: 0.1,
         }
