@@ -41,6 +41,11 @@ demo: build ## the whole pipeline on an embedded broker and store (ARGS=--json: 
 test: setup ## every test that needs no PyTorch
 	$(CARGO) test $(CARGO_FLAGS) $(ARGS)
 
+.PHONY: soak
+soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 16 minutes)
+	TCBERT_SOAK=1 TCBERT_TEST_REQUIRE_KAFKA=1 $(CARGO) test $(CARGO_FLAGS) --test it faults:: -- \
+		--skip pipeline_faults --nocapture --test-threads 1
+
 .PHONY: lint
 lint: .venv-lint/.ready ## formatting, clippy, documentation, licences and bans of dependencies
 	$(CARGO) fmt --check
