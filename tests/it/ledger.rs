@@ -266,7 +266,7 @@ impl Ledger {
                 }
                 (Fate::Written(_), None) => verdict.lost.push(id.to_owned()),
                 (Fate::Deleted, Some(found)) => {
-                    verdict.stale.push(format!("{id}: {found} is deleted"))
+                    verdict.stale.push(format!("{id}: {found} is deleted"));
                 }
                 (Fate::Deleted | Fate::Dead, _) => {}
             }
