@@ -59,7 +59,7 @@ impl LogSettings {
 /// What libraries say that means nothing to an operator: Qdrant's engine complains of flags that only
 /// its server sets, and Kafka's client of a queue that is gone by the time it is closed. A level that
 /// is set for them by name goes before these.
-const QUIET: &str = "qdrant_edge=error,rdkafka::consumer=off";
+const QUIET: &str = "qdrant_edge=error,rdkafka=off";
 
 /// `EnvFilter` takes any word for a module's name; a lone word must be a level.
 fn parse_filter(level: &str) -> Option<EnvFilter> {
@@ -139,7 +139,7 @@ mod tests {
         let filter = |level| parse_filter(level).unwrap().to_string();
         let plain = filter("info");
         assert!(plain.contains("qdrant_edge=error"), "{plain}");
-        assert!(plain.contains("rdkafka::consumer=off"), "{plain}");
+        assert!(plain.contains("rdkafka=off"), "{plain}");
         let asked = filter("info,qdrant_edge=debug");
         assert!(asked.contains("qdrant_edge=debug"), "{asked}");
         assert!(!asked.contains("qdrant_edge=error"), "{asked}");

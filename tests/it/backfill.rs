@@ -370,7 +370,8 @@ fn parquet(ground: &Ground, name: &str, ids: &[&str]) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backfill_of_files_that_is_stopped_or_killed_goes_on() {
-    const TOTAL: u64 = 300;
+    // Enough that no run comes to its end before the signal reaches it.
+    const TOTAL: u64 = 3000;
     let ground = Ground::new(1);
     let lines: String = (0..TOTAL)
         .map(|n| {
