@@ -9,6 +9,11 @@ SHELL := /bin/bash
 .SECONDEXPANSION:
 MAKEFLAGS += --no-print-directory --silent
 
+# Building OpenSSL takes minutes: that of the system does where its headers are installed.
+ifeq ($(shell pkg-config --exists 'openssl >= 3.0' 2>/dev/null && echo found),found)
+export OPENSSL_NO_VENDOR ?= 1
+endif
+
 PYTHON ?= python3
 CARGO ?= cargo
 CARGO_FLAGS := --release --locked

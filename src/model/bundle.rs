@@ -85,12 +85,46 @@ pub struct FileEntry {
     pub bytes: u64,
 }
 
-/// Whether the export was compared with its checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+/// How the export compared with its checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct Verification {
     /// `verified` when the export's answers matched; anything else counts as unverified.
-    #[serde(default)]
     pub status: String,
+    /// Largest difference of a label word's log-probability.
+    pub max_log_prob_difference: Option<f64>,
+    /// Smallest cosine of the two embeddings of a sentence.
+    pub min_cosine: Option<f64>,
+    /// Share of the clear sentences that kept their label, 0 to 1.
+    pub same_label: Option<f64>,
+}
+
+impl Verification {
+    /// What is to be known before the bundle is used; `None` where it matched its checkpoint.
+    pub fn doubt(&self) -> Option<String> {
+        if self.status == "verified" {
+            return None;
+        }
+        let parts: Vec<String> = [
+            (
+                "largest difference of a log probability",
+                self.max_log_prob_difference,
+            ),
+            ("smallest cosine", self.min_cosine),
+            ("share of the same label", self.same_label),
+        ]
+        .into_iter()
+        .filter_map(|(what, value)| value.map(|value| format!("{what} {value}")))
+        .collect();
+        Some(if parts.is_empty() {
+            "the bundle was never compared with the checkpoint it was exported from".to_owned()
+        } else {
+            format!(
+                "the bundle missed the limits of its precision when it was compared with its checkpoint: {}",
+                parts.join(", ")
+            )
+        })
+    }
 }
 
 /// A bundle whose every file has been checked.
@@ -156,9 +190,9 @@ impl Bundle {
         &self.fingerprint
     }
 
-    /// Whether the export was compared with its checkpoint and matched.
-    pub fn is_verified(&self) -> bool {
-        self.manifest.verification.status == "verified"
+    /// Why the bundle's answers may not be those of its checkpoint; `None` where they matched.
+    pub fn doubt(&self) -> Option<String> {
+        self.manifest.verification.doubt()
     }
 }
 
@@ -427,7 +461,7 @@ mod tests {
         let bundle = Bundle::open(folder.path()).unwrap();
         assert_eq!(bundle.manifest().hidden_size, 8);
         assert_eq!(bundle.manifest().precision, Precision::Fp32);
-        assert!(bundle.is_verified());
+        assert_eq!(bundle.doubt(), None);
         assert_eq!(bundle.fingerprint().len(), 64);
         assert_eq!(bundle.graph_bytes(), 14);
         assert!(bundle.graph_path().is_file());
@@ -533,6 +567,22 @@ mod tests {
             "[verification]\nstatus = \"verified\"",
             "[other]",
         );
-        assert!(!Bundle::open(folder.path()).unwrap().is_verified());
+        let doubt = Bundle::open(folder.path()).unwrap().doubt().unwrap();
+        assert!(doubt.contains("never compared"), "{doubt}");
+    }
+
+    #[test]
+    fn a_bundle_that_missed_its_limits_says_by_how_much() {
+        let folder = bundle_folder();
+        rewrite_manifest(
+            folder.path(),
+            "status = \"verified\"",
+            "status = \"unverified\"\nmin_cosine = 0.91",
+        );
+        let doubt = Bundle::open(folder.path()).unwrap().doubt().unwrap();
+        assert!(
+            doubt.contains("missed") && doubt.contains("0.91"),
+            "{doubt}"
+        );
     }
 }

@@ -103,17 +103,17 @@ impl ModelSettings {
         Device::parse(&self.device).is_some_and(Device::is_gpu)
     }
 
-    /// Opens and verifies the bundle; says so where its export was never verified.
+    /// Opens and verifies the bundle; says so where its export did not match its checkpoint.
     ///
     /// # Errors
     /// When the folder is not what its `bundle.toml` says.
     pub fn open_bundle(&self) -> Result<Bundle, BundleError> {
         let bundle = Bundle::open(&self.bundle_folder())?;
-        if !bundle.is_verified() {
+        if let Some(doubt) = bundle.doubt() {
             tracing::warn!(
                 bundle = bundle.manifest().name,
                 folder = %bundle.folder().display(),
-                "the bundle was never compared with the checkpoint it was exported from"
+                "{doubt}"
             );
         }
         Ok(bundle)

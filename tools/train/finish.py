@@ -44,6 +44,17 @@ def crops(texts, labels, seed: int):
     return found, np.array(owner)
 
 
+def pairs(texts, seed: int, each: int = 3):
+    """Crops of two titles whatever their classes, `each` a title: (texts, number of the first title)."""
+    import jieba
+
+    rng, cut = np.random.default_rng(seed), [jieba.lcut(t) for t in texts]
+    owner = np.repeat(np.arange(len(texts)), each)
+    others = rng.integers(0, len(texts), len(owner))
+    found = [f"{crop(cut[a], 0.3, 0.6, rng)} {crop(cut[b], 0.2, 0.5, rng)}" for a, b in zip(owner, others)]
+    return found, owner
+
+
 class FoldedBayes:
     """Naive Bayes opinions on titles and on crops of them, each by counts that leave the title out."""
 
@@ -81,6 +92,12 @@ def extend(group: softlabels.Group, cut, thucnews, weight: float, repeats: float
     group.repeats = np.append(group.repeats, np.full(count, repeats))
 
 
+def titles_of(data: Path, news, scale: float):
+    """(rows that were held out before, all THUCNews titles, their labels)."""
+    held = corpus.every(corpus.released(data), max(1, round(1 / scale) // 20))
+    return held, news.thucnews_texts + list(held.texts), np.concatenate([news.thucnews_labels, held.labels])
+
+
 def run(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float) -> None:
     """Write `rows` from the groups of `before`, the rows of the stage before this one."""
     group = pickle.loads(before.read_bytes())[0]
@@ -94,8 +111,7 @@ def run(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float
     opinions = (group.targets["thucnews"][titles:] - softlabels.HARD_SHARE * np.eye(10)[news.thucnews_labels]) / (1 - softlabels.HARD_SHARE)
     group.targets["thucnews"][titles:] = softened(news.thucnews_labels, opinions, HARD_SHARE)
 
-    held = corpus.every(corpus.released(data), max(1, round(1 / scale) // 20))
-    texts, labels = news.thucnews_texts + list(held.texts), np.concatenate([news.thucnews_labels, held.labels])
+    held, texts, labels = titles_of(data, news, scale)
     bayes = FoldedBayes(texts, labels, seed)
     own = np.arange(len(news.thucnews_texts), len(texts))
     extend(group, [words(t) for t in held.texts], softened(held.labels, bayes(held.texts, own), HARD_SHARE), 1.0, TITLE_REPEATS)

@@ -29,7 +29,7 @@ def infer(model, tokenizer, texts, prompt_text, spaces, words, half=True):
         for k, i in enumerate(chosen):
             inputs[k, : len(rows[i])] = torch.tensor(rows[i])
         mask = inputs != corpus.PAD
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half and net.HALF):
             hidden = model.encode(inputs, mask)
             at_masks = model.transform(hidden[:, prompt.first_mask : prompt.first_mask + 2])
         for s in spaces:

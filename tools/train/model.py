@@ -7,10 +7,14 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+# bfloat16 is emulated, hence slower, where the processor has no instructions for it.
+HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,15 @@ class CompactBert(nn.Module):
         """The head before its decoder, on rows [n, hidden]."""
         return self.head_norm(F.gelu(self.head(rows)))
 
-    def logits(self, rows):
-        """Logits over the whole vocabulary of rows [n, hidden]."""
-        return F.linear(self.transform(rows), self.words.weight, self.head_bias)
+    def logits(self, rows, tokens=None):
+        """Logits of rows [n, hidden] over the whole vocabulary, or over `tokens` alone."""
+        table, bias = (self.words.weight, self.head_bias) if tokens is None else (self.words.weight[tokens], self.head_bias[tokens])
+        return F.linear(self.transform(rows), table, bias)
+
+
+def occurring(rows):
+    """The token ids that occur in `rows`, ascending."""
+    return torch.from_numpy(np.unique(np.concatenate(list(rows))).astype(np.int64))
 
 
 def pool(hidden, attention_mask=None):

@@ -7,13 +7,15 @@ Owns which folder a stage reads and writes. Knows nothing of the command line's 
     work/tuned         tune        first student
     work/distilled     distil      second student: teachers and first student as teachers
     work/finished      finish      the same, longer, with more of THUCNews
+    work/reread        reread      masked-language training again, longer
+    work/polished      polish      one label space for all news, titles joined to short articles
     models/compact     quantise    bundle and fp16 weights
 """
 
 import json
 import logging
 
-from . import bundle_files, corpus, finish, measure, model as net, pretrain, softlabels, tune
+from . import bundle_files, corpus, finish, joint, measure, model as net, pretrain, softlabels, tune
 
 log = logging.getLogger("train")
 # The runs that made the shipped weights left their schedules early: processor time was short. A patient run may
@@ -22,6 +24,8 @@ PRETRAIN_STEPS, PRETRAIN_STOP, PRETRAIN_PEAK, LONG_SHARE = 6000, 600, 8e-4, 0.5
 TUNE = tune.Recipe(steps=1000, stop=726, peak=5e-4, masked_share=0.15, language=0.4, vocabulary=0)
 DISTIL = tune.Recipe(steps=1400, stop=1218, peak=4e-4)
 FINISH = tune.Recipe(steps=2600, peak=3.5e-4, masked_share=0.13)
+REREAD_STEPS, REREAD_LONG_SHARE = 4000, 0.8
+POLISH = tune.Recipe(steps=2600, peak=4e-4, masked_share=0.15, language=0.3, vocabulary=0, joined=0.2)
 
 
 class Stages:
@@ -39,11 +43,7 @@ class Stages:
         return self.options.steps or max(3, round(planned * self.scale))
 
     def pretrain(self):
-        unseen = frozenset(t for rows in corpus.held_out(self.data).values() for t in rows.texts)
-        pretrain.run(
-            self.data, self.tokenizer, self.folder("pretrained"), self.steps(PRETRAIN_STEPS), PRETRAIN_PEAK, self.seed,
-            self.options.start, self.scale, LONG_SHARE, unseen, self.steps(PRETRAIN_STOP),
-        )  # fmt: skip
+        self._pretrain("pretrained", self.options.start, PRETRAIN_STEPS, LONG_SHARE, self.steps(PRETRAIN_STOP))
 
     def teach(self):
         softlabels.run(self.data, self.tokenizer, self.folder("teacher"), self.seed, self.scale, long=False)
@@ -69,8 +69,18 @@ class Stages:
             finish.run(self.data, self.tokenizer, self.folder("distilled") / "rows.pkl", rows, self.seed, self.scale)
         self._tune(rows, "distilled", "finished", FINISH, corpus.held_out_of_shipped(self.data), carry=True)
 
+    def reread(self):
+        self._pretrain("reread", self.folder("finished"), REREAD_STEPS, REREAD_LONG_SHARE)
+
+    def polish(self):
+        rows, words = self.folder("polished") / "rows.pkl", {**self.words, joint.SPACE: joint.space_words(self.words)}
+        if not rows.exists():
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            joint.run(self.data, self.tokenizer, words, self.folder("finished") / "rows.pkl", rows, self.scale, self.seed)
+        self._tune(rows, "reread", "polished", POLISH, corpus.held_out_of_shipped(self.data), carry=False, words=words)
+
     def quantise(self):
-        bundle_files.write(self.folder("finished"), self.tokenizer, self.options.vocab, self.options.out)
+        bundle_files.write(self.folder("polished"), self.tokenizer, self.options.vocab, self.options.out)
 
     def evaluate(self):
         """int8 against fp32 of the shipped weights, on rows that they have not seen."""
@@ -78,10 +88,16 @@ class Stages:
         scores = bundle_files.compare(self.options.out, self.tokenizer, self.words, self.data, sets, self.scale)
         print(json.dumps(scores, ensure_ascii=False, indent=2))
 
-    def _tune(self, rows, start, out, recipe, sets, carry):
+    def _pretrain(self, out, start, steps, long_share, stop=None):
+        unseen = frozenset(t for rows in corpus.held_out(self.data).values() for t in rows.texts)
+        pretrain.run(
+            self.data, self.tokenizer, self.folder(out), self.steps(steps), PRETRAIN_PEAK, self.seed, start, self.scale, long_share, unseen, stop
+        )  # fmt: skip
+
+    def _tune(self, rows, start, out, recipe, sets, carry, words=None):
         recipe = tune.replace(recipe, steps=self.steps(recipe.steps), stop=recipe.stop and self.steps(recipe.stop))
         measured = measure.HeldOut(self.data, self.tokenizer, self.words, sets, self.scale)
-        tune.run(rows, self.tokenizer, self.words, self.folder(start), self.folder(out), recipe, self.seed, measured, carry)
+        tune.run(rows, self.tokenizer, words or self.words, self.folder(start), self.folder(out), recipe, self.seed, measured, carry)
 
 
 def student_opinions(folder, tokenizer, texts, words):

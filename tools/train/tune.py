@@ -27,6 +27,8 @@ SAVE_SECONDS = 150
 BATCH_ROWS = 64
 CARRIED_STEPS = 60
 TEMPERATURE = 0.1
+SURE = 0.6
+JOINED_TOKENS = 120
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Recipe:
     contrast: float = 0.15
     average: float = 0.998
     second_prompt: float = 0.15
+    joined: float = 0.0  # share of the batches whose rows are several titles of one topic, as long as a short article
 
 
 class Prompt:
@@ -113,6 +116,35 @@ def collate(group, rows, prompt, share, rng):
     return torch.from_numpy(inputs), torch.from_numpy(asked)
 
 
+class Topics:
+    """Rows of a group by the topic of `space` that they surely have."""
+
+    def __init__(self, group, space: str):
+        table = group.targets[space]
+        topic = np.where(table.max(1) >= SURE, table.argmax(1), -1)
+        self.topic, self.rows = topic, {t: np.flatnonzero(topic == t) for t in np.unique(topic) if t >= 0}
+
+    def join(self, group, rows, rng):
+        """(group of the rows joined with one to three others of their topic, numbers of its rows)."""
+        rows = [r for r in rows if self.topic[r] >= 0][: BATCH_ROWS // 2]
+        made = replace(group, ids=[], words=[])
+        members = []
+        for row in rows:
+            chosen = [row, *rng.choice(self.rows[self.topic[row]], rng.integers(1, 4))]
+            rng.shuffle(chosen)
+            ids, words, last = [], [], 0
+            for number in chosen:
+                ids.append(group.ids[number])
+                words.append(group.words[number] + last)
+                last = words[-1].max(initial=last) + 1
+            made.ids.append(np.concatenate(ids)[:JOINED_TOKENS])
+            made.words.append(np.concatenate(words)[:JOINED_TOKENS])
+            members.append(chosen)
+        made.targets = {k: np.stack([table[m].mean(0) for m in members]) for k, table in group.targets.items()}
+        made.weights = {k: np.stack([table[m].mean() for m in members]) for k, table in group.weights.items()}
+        return made, np.arange(len(rows))
+
+
 def soft_cross_entropy(scores, targets, weights):
     return (-(targets * F.log_softmax(scores, 1)).sum(1) * weights).mean()
 
@@ -134,6 +166,8 @@ class Tuning:
         torch.manual_seed(seed)
         self.recipe, self.groups, self.seed = recipe, groups, seed
         self.tokens = label_tokens(tokenizer, words)
+        self.occurring = net.occurring(ids for g in groups for ids in g.ids)
+        self.topics = [Topics(g, "news") if recipe.joined and "news" in g.targets else None for g in groups]
         self.prompts = [[Prompt(tokenizer, p) for p in g.prompts] for g in groups]
         self.model = net.load(start, recipe.dropout).train()
         self.average = net.load(start)
@@ -148,19 +182,28 @@ class Tuning:
         )
         self.step, self.epoch, self.done_in_epoch = 0, 0, 0
 
+    def language_loss(self, rows, asked):
+        """Cross entropy among the tokens that occur in the rows: a third of the vocabulary, at a third of the cost."""
+        logits = self.model.logits(rows, self.occurring)
+        return F.cross_entropy(logits.float(), torch.searchsorted(self.occurring, asked))
+
     def loss(self, number, rows, rng):
         recipe, group = self.recipe, self.groups[number]
+        if self.topics[number] and rng.random() < recipe.joined:
+            joined, numbers = self.topics[number].join(group, rows, rng)
+            if len(numbers) >= 8:
+                group, rows = joined, numbers
         prompt = self.prompts[number][1 if rng.random() < recipe.second_prompt else 0]
         inputs, asked = collate(group, rows, prompt, recipe.masked_share, rng)
         targets = {space: torch.from_numpy(table[rows]) for space, table in group.targets.items()}
         weights = {space: torch.from_numpy(table[rows]) for space, table in group.weights.items()}
         mask = inputs != corpus.PAD
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
             hidden = self.model.encode(inputs, None if bool(mask.all()) else mask)
             at = prompt.first_mask
             rows_at_masks = self.model.transform(hidden[:, at : at + 2]).float()
             shown = asked >= 0 if recipe.language else torch.zeros_like(mask)
-            text = F.cross_entropy(self.model.logits(hidden[shown]).float(), asked[shown]) if shown.any() else torch.zeros(())
+            text = self.language_loss(hidden[shown], asked[shown]) if shown.any() else torch.zeros(())
         pooled = net.pool(hidden, mask)
         total = recipe.language * text
         parts = {"text": text.item()}
@@ -178,7 +221,7 @@ class Tuning:
         own = torch.stack([weights[space] for space in spaces]).argmax(0)
         drawn = torch.stack([self.tokens[s][torch.multinomial(targets[s], 1).squeeze(1)] for s in spaces])
         wanted = drawn[own, torch.arange(len(rows))].flatten()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
             everything = F.linear(rows_at_masks.flatten(0, 1), self.model.words.weight, self.model.head_bias)
         total = total + recipe.vocabulary * F.cross_entropy(everything.float(), wanted)
         return total, parts

@@ -1,0 +1,97 @@
+"""The rows of the last tuning also name one topic among all of both news label spaces, as the `news` taxonomy asks.
+
+A row keeps the topics of its own data set. A topic that only the other data set knows takes part of its probability as far
+as the other teacher sees it: a political title of THUCNews may be 国际 or 军事, an unlabelled title of TNEWS 社会 or
+时政. Owns that rule; knows nothing of the loop.
+"""
+
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from . import corpus, finish, softlabels
+
+log = logging.getLogger("train")
+SPACE = "news"
+# How much of a topic of the other data set counts, by the block that a row comes from.
+LARGEST_WEIGHT = 3.0
+CROP_REPEATS = 0.3
+FOREIGN_ON_LABELLED, FOREIGN_ON_FREE, FOREIGN_ON_THUCNEWS = 0.15, 0.6, 0.4
+
+
+def space_words(words: dict) -> list:
+    """Label words of the joint space: those of TNEWS, then those that THUCNews alone has."""
+    return [*words["tnews"], *(w for w in words["thucnews"] if w not in words["tnews"])]
+
+
+def spread(targets, own: list, joint: list):
+    """Targets [rows, own words] laid out over the joint words."""
+    laid = np.zeros((len(targets), len(joint)), np.float32)
+    laid[:, [joint.index(w) for w in own]] = targets
+    return laid
+
+
+def blend(own, foreign, known: list, joint: list, share):
+    """`own` with room made for the topics outside `known`, each `share` times what `foreign` gives it.
+
+    电竞 and 游戏 are one topic with two words: neither is foreign to the other data set.
+    """
+    outside = [i for i, w in enumerate(joint) if w not in known and w not in ("电竞", "游戏")]
+    extra = np.zeros_like(own)
+    extra[:, outside] = share * foreign[:, outside]
+    return own * (1 - extra.sum(1, keepdims=True)) + extra
+
+
+def add(group: softlabels.Group, words: dict, labelled: int, free: int) -> None:
+    """Give `group` the joint targets. Its first `labelled` rows are TNEWS with labels, the next `free` without; then THUCNews."""
+    joint = space_words(words)
+    tnews = spread(group.targets["tnews"], words["tnews"], joint)
+    thucnews = spread(group.targets["thucnews"], words["thucnews"], joint)
+    first, second = slice(0, labelled), slice(labelled, labelled + free)
+    third = slice(labelled + free, None)
+    made = np.zeros_like(tnews)
+    made[first] = blend(tnews[first], thucnews[first], words["tnews"], joint, FOREIGN_ON_LABELLED)
+    made[second] = blend(tnews[second], thucnews[second], words["tnews"], joint, FOREIGN_ON_FREE)
+    # Rows without an opinion in the TNEWS space hold an even one, which says nothing.
+    opinion = np.where(group.weights["tnews"][third, None] > 0, tnews[third], 0)
+    made[third] = blend(thucnews[third], opinion, words["thucnews"], joint, FOREIGN_ON_THUCNEWS)
+    group.targets[SPACE] = made / made.sum(1, keepdims=True)
+    strongest = np.maximum(group.weights["tnews"], group.weights["thucnews"])
+    group.weights[SPACE] = (strongest * evened(group.targets[SPACE], group.repeats)).astype(np.float32)
+
+
+def evened(targets, repeats):
+    """Weights [rows] under which topics count more evenly: THUCNews has ten times the rows of TNEWS.
+
+    The square root of the inverse share, at most LARGEST_WEIGHT; one on average.
+    """
+    share = (targets * repeats[:, None]).sum(0) / repeats.sum()
+    weights = targets @ np.minimum(LARGEST_WEIGHT, 1 / np.sqrt(share * targets.shape[1]))
+    return weights / np.average(weights, weights=repeats)
+
+
+def vary(group, news, data: Path, cut, scale: float, seed: int) -> None:
+    """Fewer repeats of the titles, more that are seen once: a network that knows titles by heart reads new ones worse."""
+    labelled = 2 * len(news.tnews_texts)
+    group.repeats[labelled:] = np.minimum(group.repeats[labelled:], 1.0)
+    group.repeats[labelled : labelled + len(news.free_texts)] = 1.0
+    _, texts, labels = finish.titles_of(data, news, scale)
+    bayes = finish.FoldedBayes(texts, labels, seed)
+    alike, owner = finish.crops(texts, labels, seed + 1)
+    soft = finish.softened(labels[owner], bayes(alike, owner), finish.CROP_HARD_SHARE)
+    finish.extend(group, [cut(t) for t in alike], soft, finish.CROP_WEIGHT, CROP_REPEATS)
+    mixed, owner = finish.pairs(texts, seed + 2)
+    finish.extend(group, [cut(t) for t in mixed], bayes(mixed, owner), finish.CROP_WEIGHT, CROP_REPEATS)
+
+
+def run(data: Path, tokenizer, words: dict, before: Path, rows: Path, scale: float, seed: int) -> None:
+    """Write `rows`: the group of `before`, varied, with the joint space."""
+    news = softlabels.News(data, scale, seed)
+    (group,) = pickle.loads(before.read_bytes())
+    vary(group, news, data, corpus.Words(tokenizer), scale, seed)
+    add(group, words, 2 * len(news.tnews_texts), len(news.free_texts))
+    rows.write_bytes(pickle.dumps([group]))
+    shares = group.targets[SPACE].mean(0)
+    log.info("joint %s", " ".join(f"{w}={s:.3f}" for w, s in zip(space_words(words), shares)))
