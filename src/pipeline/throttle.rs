@@ -48,7 +48,7 @@ impl TokenBucket {
         let per_second = per_second.map(|rate| rate.max(0.0));
         Self {
             per_second,
-            tokens: per_second.map_or(0.0, burst),
+            tokens: per_second.map_or(0.0, |rate| burst(rate).min(1.0)),
             filled: now,
         }
     }
@@ -94,10 +94,11 @@ impl TokenBucket {
     }
 }
 
-/// Tokens that are saved up at most: never less than one, or nothing would ever enter.
+/// Tokens that are saved up at most: one may enter, and what comes in while nobody asks for it is
+/// kept, or a slow rate would never be reached.
 fn burst(per_second: f64) -> f64 {
     if per_second > 0.0 {
-        (per_second * BURST_SECONDS).max(1.0)
+        (per_second * BURST_SECONDS).max(2.0)
     } else {
         0.0
     }
