@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import corpus, finish, softlabels
+from . import corpus, crops, softlabels
 
 log = logging.getLogger("train")
 SPACE = "news"
@@ -77,13 +77,13 @@ def vary(group, news, data: Path, cut, scale: float, seed: int) -> None:
     labelled = 2 * len(news.tnews_texts)
     group.repeats[labelled:] = np.minimum(group.repeats[labelled:], 1.0)
     group.repeats[labelled : labelled + len(news.free_texts)] = 1.0
-    _, texts, labels = finish.titles_of(data, news, scale)
-    bayes = finish.FoldedBayes(texts, labels, seed)
-    alike, owner = finish.crops(texts, labels, seed + 1)
-    soft = finish.softened(labels[owner], bayes(alike, owner), finish.CROP_HARD_SHARE)
-    finish.extend(group, [cut(t) for t in alike], soft, finish.CROP_WEIGHT, CROP_REPEATS)
-    mixed, owner = finish.pairs(texts, seed + 2)
-    finish.extend(group, [cut(t) for t in mixed], bayes(mixed, owner), finish.CROP_WEIGHT, CROP_REPEATS)
+    _, texts, labels = crops.titles_of(data, news, scale)
+    bayes = crops.FoldedBayes(texts, labels, seed)
+    alike, owner = crops.crops(texts, labels, seed + 1)
+    soft = crops.softened(labels[owner], bayes(alike, owner), crops.CROP_HARD_SHARE)
+    crops.extend(group, [cut(t) for t in alike], soft, crops.CROP_WEIGHT, CROP_REPEATS)
+    mixed, owner = crops.pairs(texts, seed + 2)
+    crops.extend(group, [cut(t) for t in mixed], bayes(mixed, owner), crops.CROP_WEIGHT, CROP_REPEATS)
 
 
 def run(data: Path, tokenizer, words: dict, before: Path, rows: Path, scale: float, seed: int) -> None:

@@ -115,12 +115,10 @@ def rate(step, steps, peak, warmup=300, fall=0.25):
     return peak * max(0.02, min(1.0, left))
 
 
-def run(data: Path, tokenizer, out: Path, steps: int, peak: float, seed: int, start: Path | None, scale: float, long_share: float, unseen=frozenset(), stop: int | None = None):
+def run(data: Path, tokenizer, out: Path, steps: int, peak: float, seed: int, start: Path | None, scale: float, long_share: float, unseen=frozenset()):
     """Train towards `steps` steps into `out`; `start` is a checkpoint folder, or None for random weights.
 
-    `stop` leaves earlier, at a rate that has not fallen. Titles in `unseen` are left out.
-
-    A file named `stop-at` in `out` may change the number of steps of a run under way.
+    Titles in `unseen` are left out. A file named `stop-at` in `out` may change the number of steps of a run under way.
     """
     titles, long = cached_rows(data, tokenizer, out / "rows.npz", scale, unseen)
     log.info("rows titles=%d long=%d tokens=%d", len(titles), len(long), sum(len(i) for i, _ in titles + long))
@@ -161,7 +159,7 @@ def run(data: Path, tokenizer, out: Path, steps: int, peak: float, seed: int, st
                 now = time.time()
                 log.info("pretrain step=%d epoch=%d loss=%.3f rate=%.1e tokens_per_s=%.0f", step, epoch, total / count, rate(step, steps, peak), seen / (now - last_log))
                 last_log, total, count, seen = now, 0.0, 0, 0
-            done = step >= min(steps, stop or steps)
+            done = step >= steps
             if done or time.time() - last_save > SAVE_SECONDS:
                 partial = out / "state.partial"
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "epoch": epoch}, partial)

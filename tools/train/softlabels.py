@@ -17,7 +17,6 @@ FOLDS = 4
 SHARPEN = 1.5
 HARD_SHARE = 0.8
 TEXT_TOKENS = 64
-LONG_REPEATS = 0.2
 
 
 @dataclass
@@ -129,25 +128,7 @@ def news_group(news: News, opinions, words, free_extra=None) -> Group:
     )
 
 
-def long_group(data: Path, name: str, words, scale: float, repeats: float) -> Group:
-    """Abstracts or app descriptions with their hard labels, slightly smoothed."""
-    parts = [corpus.read_labelled(data, name, part) for part in ("train_few_all", "dev_few_all")]
-    keep = max(1, round(1 / scale / 20))
-    texts = [t for d in parts for t in d.texts][::keep]
-    labels = np.concatenate([d.labels for d in parts])[::keep]
-    classes = len(parts[0].words)
-    cut = [words(t[:200]) for t in texts]
-    return Group(
-        corpus.PROMPTS[name],
-        [i[:TEXT_TOKENS] for i, _ in cut],
-        [w[:TEXT_TOKENS] for _, w in cut],
-        {name: (0.9 * np.eye(classes)[labels] + 0.1 / classes).astype(np.float32)},
-        {name: np.ones(len(labels), np.float32)},
-        np.full(len(labels), repeats),
-    )
-
-
-def run(data: Path, tokenizer, out: Path, seed: int, scale: float, student=None, rows: Path | None = None, long=True) -> None:
+def run(data: Path, tokenizer, out: Path, seed: int, scale: float, student=None, rows: Path | None = None) -> None:
     """Write the groups to `rows` (`out`/rows.pkl unless given); the counting teachers' opinions are kept in `out`.
 
     `student(texts)` gives a network's opinions per label space; they join the teachers' on unlabelled titles.
@@ -161,8 +142,6 @@ def run(data: Path, tokenizer, out: Path, seed: int, scale: float, student=None,
     opinions = pickle.loads(stored.read_bytes())
     extra = student(with_comma(news.free_texts, news.free_keywords)) if student else None
     groups = [news_group(news, opinions, words, extra)]
-    if long:
-        groups += [long_group(data, name, words, scale, LONG_REPEATS) for name in ("csldcp", "iflytek")]
     (rows or out / "rows.pkl").write_bytes(pickle.dumps(groups))
     log.info("rows %s", [len(g.ids) for g in groups])
 

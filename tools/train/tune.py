@@ -1,9 +1,8 @@
 """Stage 3: prompt tuning, distillation and contrast in one loop.
 
 Each batch is one forward pass of prompted texts. Losses: soft labels over the label words at the two masks, in every
-label space that the batch has targets for; a small cross-entropy of label words over the whole vocabulary; the same
-soft labels on cosine prototypes of the pooled embedding, and TCBert's contrast between pairs; masked-language
-modelling of the text. Weights are averaged (EMA). Owns the loop, its schedule, its checkpoints.
+label space that the batch has targets for; the same soft labels on cosine prototypes of the pooled embedding, and
+TCBert's contrast between pairs; masked-language modelling of the text. Weights are averaged (EMA). Owns the loop, its schedule, its checkpoints.
 """
 
 import logging
@@ -25,7 +24,6 @@ __all__ = ["Recipe", "replace", "run"]
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 150
 BATCH_ROWS = 64
-CARRIED_STEPS = 60
 TEMPERATURE = 0.1
 SURE = 0.6
 JOINED_TOKENS = 120
@@ -36,12 +34,10 @@ class Recipe:
     """Weights of the losses and the schedule."""
 
     steps: int = 4000
-    stop: int | None = None  # leave before the planned steps, at a rate that has not fallen to its end
     peak: float = 5e-4
     dropout: float = 0.1
     masked_share: float = 0.1
     language: float = 0.0
-    vocabulary: float = 0.1
     prototypes: float = 0.4
     contrast: float = 0.15
     average: float = 0.998
@@ -214,16 +210,6 @@ class Tuning:
             total = total + label + recipe.prototypes * proto
             parts[space] = label.item()
         total = total + recipe.contrast * contrast(pooled, list(targets.values()))
-        if not recipe.vocabulary:
-            return total, parts
-        # Each row draws a label in the space that it is surest of, so that the label words of all spaces compare.
-        spaces = list(weights)
-        own = torch.stack([weights[space] for space in spaces]).argmax(0)
-        drawn = torch.stack([self.tokens[s][torch.multinomial(targets[s], 1).squeeze(1)] for s in spaces])
-        wanted = drawn[own, torch.arange(len(rows))].flatten()
-        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
-            everything = F.linear(rows_at_masks.flatten(0, 1), self.model.words.weight, self.model.head_bias)
-        total = total + recipe.vocabulary * F.cross_entropy(everything.float(), wanted)
         return total, parts
 
     def update(self, loss):
@@ -263,10 +249,9 @@ def keep(tuning: Tuning, out: Path) -> None:
     net.save(tuning.average, out)
 
 
-def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None, carry=False) -> None:
+def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None) -> None:
     """Tune `start` into `out` on the groups of `rows`; `measure(model)` returns what to log at the end of a pass.
 
-    With `carry` the optimizer's moments and the prototypes of `start` go on too, past the warm-up of the rate.
     A file named `stop-at` in `out` may change the number of steps of a run under way.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -274,13 +259,9 @@ def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, se
     tuning = Tuning(tokenizer, words, groups, start, recipe, seed)
     if (out / "state.pt").exists():
         tuning.restore(torch.load(out / "state.pt", weights_only=True))
-    elif carry:
-        tuning.restore(torch.load(start / "state.pt", weights_only=True))
-        tuning.step, tuning.epoch, tuning.done_in_epoch = min(CARRIED_STEPS, recipe.steps // 25), 0, 0
     saved = logged = time.time()
     sums, count = {}, 0
-    last = lambda: min(tuning.recipe.steps, tuning.recipe.stop or tuning.recipe.steps)
-    while tuning.step < last():
+    while tuning.step < tuning.recipe.steps:
         rng = np.random.default_rng([seed, tuning.epoch])
         batches = epoch_batches(groups, rng)
         for number, chosen in batches[tuning.done_in_epoch :]:
@@ -300,7 +281,7 @@ def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, se
             if time.time() - saved > SAVE_SECONDS:
                 keep(tuning, out)
                 saved = time.time()
-            if tuning.step >= last():
+            if tuning.step >= tuning.recipe.steps:
                 break
         else:
             tuning.epoch, tuning.done_in_epoch = tuning.epoch + 1, 0

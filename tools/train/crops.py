@@ -1,4 +1,4 @@
-"""The rows of the last tuning: more of THUCNews, crops of its titles, and part of the rows that were held out of it.
+"""More rows for the last tuning: more of THUCNews, crops of its titles, and part of the rows that were held out of it.
 
 A student of this size learns THUCNews from what words occur, and crops carry the counting teacher's knowledge of words
 to it. TNEWS dev_few_all and the last rows of THUCNews stay held out. Owns the composition; knows nothing of the loop.
