@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::decode::{Decoder, InvalidDecodeSettings};
+use crate::document::is_blank;
 use crate::model::{Bundle, BundleError, Model, ModelError, OnnxModel};
 use crate::pipeline::{Stages, Wiring};
 use crate::score::{ModelIdentity, PlanReport, Tagger, TaggerError, Tagging, VerbalizerPlan};
@@ -146,7 +147,7 @@ impl Engine {
     /// # Errors
     /// When it is empty or the model fails.
     pub fn embed(&mut self, query: &str) -> Result<Vec<f32>, AssembleError> {
-        if query.trim().is_empty() {
+        if is_blank(query) {
             return Err(AssembleError::EmptyText);
         }
         let encoded = self.tagger.encode(query);
@@ -307,7 +308,7 @@ pub fn encode_all(tagger: &Tagger, texts: &[&str]) -> Vec<Result<EncodedText, As
     texts
         .iter()
         .map(|text| {
-            if text.trim().is_empty() {
+            if is_blank(text) {
                 Err(AssembleError::EmptyText)
             } else {
                 Ok(tagger.encode(text))

@@ -105,8 +105,23 @@ impl TopicPartition {
 
 impl fmt::Display for TopicPartition {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.partition == Self::NO_PARTITION {
+            return formatter.write_str(&self.topic);
+        }
         write!(formatter, "{}[{}]", self.topic, self.partition)
     }
+}
+
+/// Whether there is nothing to read: no character but white space, control characters, marks without
+/// width and those whose meaning is private.
+pub fn is_blank(text: &str) -> bool {
+    text.chars().all(|c| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+            || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}')
+            || matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..='\u{10ffff}')
+    })
 }
 
 /// Where a record stood.

@@ -120,12 +120,12 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
             .map_err(Failure::failed)
     })?;
     spinner.finish_and_clear();
-    write_picture(arguments, &report)?;
     if arguments.json {
-        output::json(&report)
+        output::json(&report)?;
     } else {
-        show(&report, arguments)
+        show(&report, arguments)?;
     }
+    write_picture(arguments, &report)
 }
 
 /// The folder of the random weights that were asked for.

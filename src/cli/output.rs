@@ -73,7 +73,10 @@ fn target() -> ProgressDrawTarget {
 
 /// The first `most` characters of a text on one line, with an ellipsis where more follow.
 pub(super) fn shortened(text: &str, most: usize) -> String {
-    let mut characters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    // Marks that turn the direction of writing would turn the rest of the table.
+    let hides =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut characters = text.chars().map(|c| if hides(c) { ' ' } else { c });
     let mut short: String = characters.by_ref().take(most).collect();
     if characters.next().is_some() {
         short.push('…');

@@ -57,7 +57,10 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         "model loaded"
     );
     let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
-    let source = connect(settings).await?;
+    let source = tokio::select! {
+        connected = connect(settings) => connected?,
+        () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
+    };
     let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
         .map_err(Failure::failed)?;
     tracing::info!(

@@ -87,10 +87,25 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
     }
 }
 
+/// Told before the work, not after it.
+fn refuse_missing_folder(output: &Path) -> Result<(), Failure> {
+    match output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Failure::usage(format!(
+                "{} cannot be written: there is no folder {}",
+                output.display(),
+                folder.display()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn execute_fit(settings: &Settings, arguments: &Fit) -> Result<(), Failure> {
     let mut settings = settings.clone();
     // A whitening is fitted on plain embeddings, whatever the worker applies today.
     settings.tagging.whitening.clear();
+    refuse_missing_folder(&arguments.output)?;
     let engine = Engine::load(&settings)?;
     let origin = engine.tagger().fingerprints().embedding.clone();
     let fit = WhiteningFit::new(engine.tagger().hidden_size()).map_err(Failure::failed)?;

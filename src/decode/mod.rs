@@ -21,7 +21,7 @@ pub use error::{DecodeError, Part};
 pub use settings::{DecodeSettings, FieldPointers, Format, IdFrom, InvalidDecodeSettings};
 pub use text::{ModelText, TextRule, TextSettings, compose_text};
 
-use crate::document::{Document, DocumentId};
+use crate::document::{Document, DocumentId, is_blank};
 use crate::source::{SourceRecord, timestamp};
 use cloud_events::{Envelope, Event};
 use fields::{Field, FieldValue, Fields};
@@ -156,7 +156,7 @@ impl Decoder {
         let text = self
             .text_field(&mut fields, Field::Text)?
             .unwrap_or_default();
-        if title.trim().is_empty() && text.trim().is_empty() {
+        if is_blank(&title) && is_blank(&text) {
             return Err(DecodeError::EmptyText {
                 title: self.mapping.pointer(Field::Title).to_owned(),
                 text: self.mapping.pointer(Field::Text).to_owned(),

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -280,7 +281,10 @@ impl Whitening {
             .filter(|folder| !folder.as_os_str().is_empty());
         let body = self.body();
         let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+            // Whoever runs the worker reads it: readable as far as the process's mask lets it be.
+            let mut file = tempfile::Builder::new()
+                .permissions(fs::Permissions::from_mode(0o666))
+                .tempfile_in(folder.unwrap_or(Path::new(".")))?;
             file.write_all(&body)?;
             file.write_all(&Sha256::digest(&body))?;
             file.as_file().sync_all()?;

@@ -30,8 +30,9 @@ pub struct FileDeadLetters {
 }
 
 impl FileDeadLetters {
-    /// Opens the file. With `resume` it is gone on with; otherwise one that is there is moved aside
-    /// to the same name with `.before` behind it, so that the file holds the letters of one run.
+    /// Opens the file. With `resume` it is gone on with; otherwise one that holds letters is moved
+    /// aside to the same name with the first free number behind it: the file holds the letters of
+    /// one run, and no letter is ever removed.
     ///
     /// # Errors
     /// When the file cannot be made or opened.
@@ -39,10 +40,8 @@ impl FileDeadLetters {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        if !resume && path.exists() {
-            let mut before = path.as_os_str().to_owned();
-            before.push(".before");
-            fs::rename(path, PathBuf::from(before))?;
+        if !resume && fs::metadata(path).is_ok_and(|file| file.len() > 0) {
+            move_aside(path)?;
         }
         let mut file = OpenOptions::new().append(true).create(true).open(path)?;
         end_last_line(&mut file, path)?;
@@ -76,6 +75,20 @@ impl DeadLetterSink for FileDeadLetters {
                 .map_err(|_| gone())?;
             outcome.await.map_err(|_| gone())
         })
+    }
+}
+
+/// Renames the file to the same name with the first free number behind it.
+fn move_aside(path: &Path) -> io::Result<()> {
+    let mut number = 1_u32;
+    loop {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".{number}"));
+        let aside = PathBuf::from(aside);
+        if !aside.try_exists()? {
+            return fs::rename(path, aside);
+        }
+        number += 1;
     }
 }
 
@@ -229,6 +242,23 @@ mod tests {
         let sink = FileDeadLetters::open(&path, false).unwrap();
         sink.send(letter(7, b"x")).await.unwrap();
         assert_eq!(lines(&path).len(), 1);
-        assert_eq!(lines(&folder.path().join("letters.jsonl.before")).len(), 3);
+        assert_eq!(lines(&folder.path().join("letters.jsonl.1")).len(), 3);
+    }
+
+    #[tokio::test]
+    async fn no_later_run_removes_a_letter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("letters.jsonl");
+        for index in [1, 2] {
+            let sink = FileDeadLetters::open(&path, false).unwrap();
+            sink.send(letter(index, b"x")).await.unwrap();
+        }
+        // Runs without letters move nothing.
+        drop(FileDeadLetters::open(&path, false).unwrap());
+        drop(FileDeadLetters::open(&path, false).unwrap());
+        let of_run = |name: &str| lines(&folder.path().join(name))[0]["index"].clone();
+        assert_eq!(of_run("letters.jsonl.1"), 1);
+        assert_eq!(of_run("letters.jsonl.2"), 2);
+        assert!(lines(&path).is_empty());
     }
 }

@@ -52,7 +52,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     input: Vec<PathBuf>,
     /// Name of the job; with what is read and how it is tagged it makes the job that is resumed.
-    #[arg(long, value_name = "NAME", default_value = "backfill")]
+    /// 1 to 64 letters, digits, `-`, `_` and `.`.
+    #[arg(long, value_name = "NAME", default_value = "backfill", value_parser = job_name)]
     job: String,
     /// Leave a job over topics alone that is finished already, instead of starting it anew.
     #[arg(long, conflicts_with = "input")]
@@ -102,6 +103,16 @@ fn positive(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "has to be a number above 0".to_owned())
 }
 
+/// The name of a job is part of names of files and of a consumer group.
+fn job_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fits = (1..=64).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.');
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        "has to be 1 to 64 ASCII letters, digits, `-`, `_` and `.`, and not to begin with `.`"
+            .to_owned()
+    })
+}
+
 /// What was done, for scripts.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -140,7 +151,14 @@ async fn backfill(
     let engine = assemble::load_engine(settings.clone()).await?;
     let fingerprint = engine.tagger().fingerprints().labelling.clone();
     let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
-    let Some(work) = start(settings, arguments, wanted, fingerprint).await? else {
+    let started = tokio::select! {
+        started = start(settings, arguments, wanted, fingerprint) => started?,
+        () = shutdown.cancelled() => {
+            store.close().await.map_err(Failure::failed)?;
+            return Err(Failure::failed("stopped before it began"));
+        }
+    };
+    let Some(work) = started else {
         tracing::warn!(job = arguments.job, "finished already; nothing is done");
         return finished_already(arguments);
     };
@@ -232,18 +250,10 @@ fn open_dead_letters(
             Ok((Arc::new(producer), place))
         }
         Letters::File => {
-            let plain = |c: char| {
-                if c.is_ascii_alphanumeric() || c == '-' {
-                    c
-                } else {
-                    '_'
-                }
-            };
-            let name: String = arguments.job.chars().map(plain).collect();
             let path = settings
                 .backfill
                 .state_dir
-                .join(format!("{name}.dead-letters.jsonl"));
+                .join(format!("{}.dead-letters.jsonl", arguments.job));
             let sink = FileDeadLetters::open(&path, work.is_resumed()).map_err(|error| {
                 Failure::failed(format!(
                     "{} cannot be written: {error} (backfill.state_dir)",

@@ -16,6 +16,7 @@ use super::failure::Failure;
 use super::output;
 use super::search::nearest;
 use crate::assemble::{self, Engine};
+use crate::decode::DecodeSettings;
 use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, Properties};
 use crate::pipeline::{self, Counters};
 use crate::settings::Settings;
@@ -51,7 +52,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: Settings, arguments: &Arguments) -> Result<(), Failure> {
-    let report = super::block_on(demo(settings))?;
+    let report = super::block_on(async {
+        let interrupted = super::run::shutdown_signal()?;
+        tokio::select! {
+            report = demo(settings) => report,
+            () = interrupted.cancelled() => Err(Failure::failed("interrupted; nothing is left behind")),
+        }
+    })?;
     if arguments.json {
         output::json(&report.summary)?;
     } else {
@@ -123,6 +130,8 @@ fn configure(settings: &mut Settings, broker: &EmbeddedBroker, folder: &std::pat
     settings.kafka.group_id = "demo".to_owned();
     settings.kafka.properties = Properties::default();
     settings.kafka.dead_letter_topic = DEAD_LETTER_TOPIC.to_owned();
+    // The samples have the built-in layout, whatever the user's documents look like.
+    settings.decode = DecodeSettings::default();
     settings.store.kind = StoreKind::Embedded;
     settings.dead_letter.spool_dir = folder.join("spool").display().to_string();
     settings.store.path = folder.join("store");

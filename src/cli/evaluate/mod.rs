@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     taxonomy: Option<String>,
     /// Evaluate only the first N documents.
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    limit: Option<std::num::NonZeroUsize>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -61,7 +61,11 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
     let mut engine = Engine::load(&settings)?;
     let mut examples =
         read_examples(&arguments.data, engine.taxonomy()).map_err(Failure::failed)?;
-    examples.truncate(arguments.limit.unwrap_or(usize::MAX));
+    examples.truncate(
+        arguments
+            .limit
+            .map_or(usize::MAX, std::num::NonZeroUsize::get),
+    );
 
     let bar = output::bar(examples.len() as u64, "evaluating");
     let started = Instant::now();

@@ -34,9 +34,17 @@ pub enum FilesError {
     /// A CSV without its first row.
     #[error("{} has no header row with the names of its columns", .0.display())]
     NoHeader(PathBuf),
-    /// One array instead of one object a line.
-    #[error("{} holds one JSON array; write one object a line instead (jq -c '.[]' FILE > FILE.jsonl)", .0.display())]
-    JsonArray(PathBuf),
+    /// One array, or one object over many lines, instead of one object a line.
+    #[error("{} holds one JSON value over its lines; write one object a line instead (jq -c 'if type == \"array\" then .[] else . end' FILE > FILE.jsonl)", .0.display())]
+    OneJsonValue(PathBuf),
+    /// Two columns of one name: which one is meant?
+    #[error("{} has two columns named {name:?}; rename one of them in its header row", path.display())]
+    RepeatedColumn {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// A file that breaks its own format.
     #[error("{} cannot be read: {reason}", path.display())]
     Damaged {

@@ -14,9 +14,6 @@ use super::FilesError;
 use super::input::Input;
 use crate::document::TopicPartition;
 
-/// Longest job name in the name of its state file.
-const LONGEST_NAME_BYTES: usize = 64;
-
 /// Bytes of the digest in the name of a state file.
 const DIGEST_BYTES: usize = 8;
 
@@ -79,27 +76,13 @@ impl Job {
             reason: error.to_string(),
         };
         fs::create_dir_all(folder).map_err(state)?;
-        let short: String = name
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || c == '-' {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .take(LONGEST_NAME_BYTES)
-            .collect();
-        let lock = File::create(folder.join(format!("{short}.lock"))).map_err(state)?;
+        let lock = File::create(folder.join(format!("{name}.lock"))).map_err(state)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FilesError::Busy(name.to_owned())),
             Err(TryLockError::Error(error)) => return Err(state(error)),
         }
-        let state_file = folder.join(format!(
-            "{short}-{}.json",
-            digest(name, fingerprint, inputs)
-        ));
+        let state_file = folder.join(format!("{name}-{}.json", digest(name, fingerprint, inputs)));
         let saved = load(&state_file, inputs.len())?;
         let mut job = Self {
             state_file,

@@ -3,6 +3,7 @@
 //! A record that cannot be read is a record too: its raw bytes go on, so that decoding refuses it and
 //! it is accounted for.
 
+use std::collections::HashSet;
 use std::io::{BufReader, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -100,6 +101,12 @@ impl Records {
                 let mut cells = CellReader::new(delimiter);
                 let header = header_names(&header.unwrap_or_default(), &mut cells)
                     .ok_or_else(|| FilesError::NoHeader(input.path.clone()))?;
+                if let Some(name) = repeated(&header) {
+                    return Err(FilesError::RepeatedColumn {
+                        path: input.path.clone(),
+                        name: name.to_owned(),
+                    });
+                }
                 Rows::Csv {
                     splitter,
                     header,
@@ -158,8 +165,8 @@ impl Records {
                 None => (raw.bytes, None),
             }));
         }
-        if index == 0 && is_start_of_array(text) {
-            return Err(FilesError::JsonArray(self.path.clone()));
+        if index == 0 && is_one_value(text) {
+            return Err(FilesError::OneJsonValue(self.path.clone()));
         }
         let wanted = !raw.cut && !self.options.timestamp_field.is_empty();
         let tree = wanted.then(|| serde_json::from_slice(text).ok()).flatten();
@@ -211,9 +218,11 @@ enum Content {
     Object(Value),
 }
 
-/// A file with one JSON array over many lines would be one bad record a line.
-fn is_start_of_array(first_line: &[u8]) -> bool {
-    matches!(first_line.trim_ascii(), b"[" | b"[{")
+/// A file with one JSON array or one object over many lines would be one bad record a line; no record
+/// begins with a bracket.
+fn is_one_value(first_line: &[u8]) -> bool {
+    let first_line = first_line.trim_ascii();
+    first_line.starts_with(b"[") || first_line == b"{"
 }
 
 /// The names of the columns; those without one are numbered.
@@ -234,6 +243,15 @@ fn header_names(raw: &Raw, cells: &mut CellReader) -> Option<Vec<String>> {
             name => name.to_owned(),
         });
     Some(named.collect())
+}
+
+/// The first name that stands there twice.
+fn repeated(names: &[String]) -> Option<&str> {
+    let mut seen = HashSet::new();
+    names
+        .iter()
+        .map(String::as_str)
+        .find(|name| !seen.insert(*name))
 }
 
 /// A row as an object of texts, without its empty cells; `None` when it does not fit the header.
