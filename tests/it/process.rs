@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,7 +10,7 @@ use tcbert_worker::assemble;
 use tcbert_worker::kafka::EmbeddedBroker;
 use tcbert_worker::store::PointFilter;
 
-use crate::support::{DEAD_LETTERS, TOPIC, broker, documents, settings, wait_until};
+use crate::support::{DEAD_LETTERS, PATIENCE, TOPIC, broker, documents, settings, wait_until};
 
 /// Longest that a wrong configuration may take to be told.
 const MESSAGE_BOUND: Duration = Duration::from_secs(30);
@@ -180,9 +180,33 @@ fn a_literal_mask_is_text() {
     assert_ne!(literal["embedding"], top("国足赢球")["embedding"]);
 }
 
+/// A worker of its own process; killed when a test that has failed leaves it behind.
 struct Running {
     child: Child,
-    log: std::thread::JoinHandle<String>,
+    log: Option<std::thread::JoinHandle<String>>,
+}
+
+impl Running {
+    /// Waits for the end; gives the status and the log.
+    async fn ended(&mut self) -> (ExitStatus, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the worker goes on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        (status, self.log.take().unwrap().join().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn start_run(broker: &EmbeddedBroker, folder: &Path) -> Running {
@@ -216,7 +240,10 @@ fn start_run(broker: &EmbeddedBroker, folder: &Path) -> Running {
             .collect::<Vec<_>>()
             .join("\n")
     });
-    Running { child, log }
+    Running {
+        child,
+        log: Some(log),
+    }
 }
 
 async fn points_in(broker: &EmbeddedBroker, folder: &Path) -> u64 {
@@ -248,8 +275,7 @@ async fn sigterm_loses_nothing_and_exits_zero() {
     wait_until("the first commits", || committed() >= 50).await;
     signal(&running.child, "-TERM");
     let asked = Instant::now();
-    let status = running.child.wait().unwrap();
-    let log = running.log.join().unwrap();
+    let (status, log) = running.ended().await;
     assert!(status.success(), "{status:?}: {log}");
     assert!(asked.elapsed() < Duration::from_secs(30), "{log}");
     assert_eq!(
@@ -258,15 +284,14 @@ async fn sigterm_loses_nothing_and_exits_zero() {
         "{log}"
     );
 
+    // The first run may have done all: what comes now shows that the second one works before it is told to stop.
+    broker.produce(TOPIC, documents("more", 50)).await.unwrap();
     let mut running = start_run(&broker, folder.path());
-    wait_until("the rest", || committed() == 400).await;
+    wait_until("the rest", || committed() == 450).await;
     signal(&running.child, "-INT");
-    assert!(
-        running.child.wait().unwrap().success(),
-        "{}",
-        running.log.join().unwrap()
-    );
-    assert_eq!(points_in(&broker, folder.path()).await, 400);
+    let (status, log) = running.ended().await;
+    assert!(status.success(), "{status:?}: {log}");
+    assert_eq!(points_in(&broker, folder.path()).await, 450);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,22 +305,20 @@ async fn a_kill_and_a_restart_end_with_the_same_points() {
     let mut running = start_run(&broker, folder.path());
     wait_until("the first commits", || committed() >= 50).await;
     running.child.kill().unwrap();
-    running.child.wait().unwrap();
+    running.ended().await;
     let durable = points_in(&broker, folder.path()).await;
     assert!(
         durable >= u64::try_from(committed()).unwrap(),
         "{durable} points below what is committed"
     );
 
+    broker.produce(TOPIC, documents("more", 50)).await.unwrap();
     let mut running = start_run(&broker, folder.path());
-    wait_until("the rest", || committed() == 400).await;
+    wait_until("the rest", || committed() == 450).await;
     signal(&running.child, "-TERM");
-    assert!(
-        running.child.wait().unwrap().success(),
-        "{}",
-        running.log.join().unwrap()
-    );
-    assert_eq!(points_in(&broker, folder.path()).await, 400);
+    let (status, log) = running.ended().await;
+    assert!(status.success(), "{status:?}: {log}");
+    assert_eq!(points_in(&broker, folder.path()).await, 450);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -316,7 +339,7 @@ async fn a_topic_that_does_not_exist_yet_is_waited_for() {
     })
     .await;
     signal(&running.child, "-TERM");
-    assert!(running.child.wait().unwrap().success());
-    let log = running.log.join().unwrap();
+    let (status, log) = running.ended().await;
+    assert!(status.success(), "{status:?}: {log}");
     assert!(log.contains(TOPIC), "the log names the topic: {log}");
 }
