@@ -183,8 +183,12 @@ pub trait Store: Send + Sync {
 
 /// Shapes the collection; only migrations call it.
 pub trait Admin: Send + Sync {
-    /// Creates the collection; an error where it exists.
-    fn create_collection(&self, spec: CollectionSpec) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Creates the collection, `metadata` in it from the first moment on; an error where it exists.
+    fn create_collection(
+        &self,
+        spec: CollectionSpec,
+        metadata: BTreeMap<String, Value>,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Deletes the collection and all its points; nothing where it does not exist.
     fn drop_collection(&self) -> BoxFuture<'_, Result<(), StoreError>>;
