@@ -189,7 +189,8 @@ async fn backfill(
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let report = Report {
         job: arguments.job.clone(),
-        finished: matches!(outcome, Ok(Ending::Complete)) && work.is_finished(),
+        // Also where it was told to stop with nothing left to do.
+        finished: outcome.is_ok() && work.is_finished(),
         resumed: work.is_resumed(),
         counts,
         seconds,
