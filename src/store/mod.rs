@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::document::{DocumentId, Version};
+use crate::document::{DocumentId, RecordPosition, Version};
 
 pub mod batch;
 pub mod bulk;
@@ -85,6 +85,9 @@ pub struct PointFilter {
     pub topic: Option<String>,
     /// Only points whose `source` is this one.
     pub source: Option<String>,
+    /// Only points that came from one of these positions, or from beyond it in the same partition; empty: from
+    /// anywhere.
+    pub from_or_beyond: Vec<RecordPosition>,
 }
 
 /// One hit of a search.
