@@ -10,6 +10,7 @@
 mod apache_kafka;
 mod backfill;
 mod batches;
+mod bulk;
 mod dead_letters;
 mod faults;
 mod field;
@@ -27,6 +28,7 @@ mod pipeline_faults;
 mod process;
 mod proxy;
 mod qdrant_server;
+mod recreated;
 mod samples;
 mod store_contract;
 mod support;

@@ -233,6 +233,13 @@ async fn bulk_mode_ends_even_if_its_worker_is_gone(mut it: Bare) {
     second.end().await.unwrap();
     assert_eq!(store.admin().graph_threshold().await, Ok(before));
 
+    // One that joins a worker that is killed knows from the lease what to go back to.
+    let first = Bulk::begin(Arc::clone(&store), started).await.unwrap();
+    drop(first);
+    let second = Bulk::begin(Arc::clone(&store), started).await.unwrap();
+    second.end().await.unwrap();
+    assert_eq!(store.admin().graph_threshold().await, Ok(before));
+
     // One that is killed: not before its time is over, then by whoever comes next.
     drop(Bulk::begin(Arc::clone(&store), started).await.unwrap());
     let soon = started + jiff::SignedDuration::from_secs(200);
