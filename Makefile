@@ -49,8 +49,8 @@ test: setup ## every test that needs no PyTorch
 	$(TEST_LEVEL) $(CARGO) test $(CARGO_FLAGS) $(ARGS)
 
 .PHONY: soak
-soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 16 minutes)
-	$(TEST_LEVEL) TCBERT_SOAK=1 TCBERT_TEST_REQUIRE_KAFKA=1 $(CARGO) test $(CARGO_FLAGS) --test it faults:: -- \
+soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 20 minutes)
+	$(TEST_LEVEL) TCBERT_SOAK=1 TCBERT_TEST_REQUIRE_KAFKA=1 $(CARGO) test $(CARGO_FLAGS) --test it -- faults:: kill_points:: \
 		--skip pipeline_faults --nocapture --test-threads 1
 
 .PHONY: lint

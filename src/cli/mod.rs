@@ -3,6 +3,7 @@
 //! Results go to standard output, logs and progress to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
+mod anew;
 mod backfill;
 mod bench;
 mod dead_letters;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::anew::refuse_offsets_that_began_anew;
 use super::failure::Failure;
 use crate::assemble;
 use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending, Wiring};
 use crate::settings::Settings;
-use crate::store::Store;
+use crate::store::{Store, bulk};
 use crate::telemetry::{AdminServer, Health, Metrics};
 
 /// How often the progress of a run is logged.
@@ -61,6 +62,7 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         connected = connect(settings) => connected?,
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
     };
+    refuse_offsets_that_began_anew(&settings.kafka, &store).await?;
     let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
         .map_err(Failure::failed)?;
     tracing::info!(
@@ -86,6 +88,7 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
             store.clone(),
             settings.store.tombstone_retention(),
         )),
+        tokio::spawn(watch_bulk_mode(store.clone())),
     ];
     let wiring = Wiring {
         health: Some(health.clone()),
@@ -138,6 +141,10 @@ async fn publish_lag(source: Arc<KafkaSource>, metrics: Metrics) {
 
 async fn remove_markers(store: Arc<dyn Store>, retention: Duration) {
     pipeline::remove_expired_markers(store.as_ref(), retention, MARKER_INTERVAL).await;
+}
+
+async fn watch_bulk_mode(store: Arc<dyn Store>) {
+    pipeline::end_abandoned_bulk(store.as_ref(), bulk::LEASE).await;
 }
 
 async fn log_progress(counters: Arc<Counters>) {

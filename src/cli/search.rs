@@ -41,6 +41,7 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
         let filter = PointFilter {
             topic: arguments.topic.clone(),
             source: arguments.source.clone(),
+            ..PointFilter::default()
         };
         let hits = nearest(
             &mut engine,

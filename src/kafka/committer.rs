@@ -55,7 +55,7 @@ pub(super) fn channel() -> (Committer, Work) {
 }
 
 impl Committer {
-    /// Commits `offsets` as far as they are still held, and waits for the broker.
+    /// Commits `offsets` and all that waits, as far as it is still held, and waits for the broker.
     pub(super) fn commit(
         &self,
         offsets: Vec<CommitOffset>,
@@ -123,12 +123,15 @@ impl Work {
 
 impl Request {
     fn serve(self, consumer: &GroupConsumer, shared: &Shared) {
+        // With what was handed over before and is not committed yet: whoever waits is to know of all.
         let held = {
-            let desk = shared.desk.lock();
-            desk.still_held(&self.offsets, self.with_leaving)
+            let mut desk = shared.desk.lock();
+            desk.add_pending_commits(&self.offsets);
+            desk.take_pending_commits(self.with_leaving)
         };
         let outcome = commit(consumer, &held).map_err(|error| {
             shared.counters.commit_failures.add(held.len() as u64);
+            shared.desk.lock().add_pending_commits(&held);
             client::source_error("offsets were not committed", &error)
         });
         if outcome.is_ok() {
@@ -142,11 +145,7 @@ impl Request {
 
 /// Commits what waits; what the broker does not take waits for the next turn.
 fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
-    let pending = {
-        let mut desk = shared.desk.lock();
-        let pending = desk.take_pending_commits();
-        desk.still_held(&pending, false)
-    };
+    let pending = shared.desk.lock().take_pending_commits(false);
     let Err(error) = commit(consumer, &pending) else {
         shared.counters.commits.add(pending.len() as u64);
         shared.desk.lock().commit_succeeded(&pending);

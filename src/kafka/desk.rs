@@ -223,7 +223,7 @@ impl Desk {
 
     /// Adds offsets to those that wait to be committed; the furthest of a partition counts.
     pub(super) fn add_pending_commits(&mut self, offsets: &[CommitOffset]) {
-        for offset in self.still_held(offsets, false) {
+        for offset in self.still_held(offsets, true) {
             let waiting = self
                 .pending_commits
                 .entry(offset.partition.clone())
@@ -234,12 +234,15 @@ impl Desk {
         }
     }
 
-    /// Takes what waits to be committed.
-    pub(super) fn take_pending_commits(&mut self) -> Vec<CommitOffset> {
-        self.pending_commits
-            .drain()
-            .map(|(_, offset)| offset)
-            .collect()
+    /// Takes what waits to be committed; that of `leaving` partitions only on request, it waits for
+    /// the last commit of their revocation.
+    pub(super) fn take_pending_commits(&mut self, with_leaving: bool) -> Vec<CommitOffset> {
+        let waiting: Vec<CommitOffset> = self.pending_commits.values().cloned().collect();
+        let taken = self.still_held(&waiting, with_leaving);
+        for offset in &taken {
+            self.pending_commits.remove(&offset.partition);
+        }
+        taken
     }
 
     /// Notes that offsets were committed past those that wait: the older must not follow.
@@ -378,10 +381,23 @@ mod tests {
         let at = |next| offset(0, next, generation);
         desk.add_pending_commits(&[at(7), at(5), offset(3, 5, generation)]);
         desk.commit_succeeded(&[at(6)]);
-        assert_eq!(desk.take_pending_commits(), [at(7)]);
+        assert_eq!(desk.take_pending_commits(false), [at(7)]);
         desk.add_pending_commits(&[at(7)]);
         desk.commit_succeeded(&[at(8)]);
-        assert_eq!(desk.take_pending_commits(), []);
+        assert_eq!(desk.take_pending_commits(false), []);
+    }
+
+    #[test]
+    fn what_waits_of_a_leaving_partition_goes_with_its_last_commit() {
+        let mut desk = desk();
+        let generation = desk.assign(&[partition(0), partition(1)], &HashMap::new());
+        desk.begin_leaving(&[partition(1)]);
+        desk.add_pending_commits(&[offset(0, 5, generation), offset(1, 5, generation)]);
+        assert_eq!(desk.take_pending_commits(false), [offset(0, 5, generation)]);
+        assert_eq!(desk.take_pending_commits(true), [offset(1, 5, generation)]);
+        desk.add_pending_commits(&[offset(1, 5, generation)]);
+        desk.forget(&[partition(1)]);
+        assert_eq!(desk.take_pending_commits(true), []);
     }
 
     #[test]
@@ -394,12 +410,12 @@ mod tests {
         }
         let at = |number, next| offset(number, next, generation);
         // Partition 2 was done before: the others are to see that.
-        assert_eq!(desk.take_pending_commits(), [at(2, 10)]);
+        assert_eq!(desk.take_pending_commits(false), [at(2, 10)]);
         assert_eq!(desk.take_newly_ended(), [partition(2)]);
 
         // Nothing was delivered of partition 0: its end can be committed at once.
         desk.reach_end(&partition(0), generation, 3);
-        assert_eq!(desk.take_pending_commits(), [at(0, 10)]);
+        assert_eq!(desk.take_pending_commits(false), [at(0, 10)]);
         // Partition 1 has delivered up to 7 and committed up to 5.
         desk.get_mut("news", 1).unwrap().next = Some(7);
         desk.reach_end(&partition(1), generation, 6);
@@ -410,11 +426,11 @@ mod tests {
         );
         desk.reach_end(&partition(1), generation, 7);
         desk.commit_succeeded(&[at(1, 5)]);
-        assert_eq!(desk.take_pending_commits(), []);
+        assert_eq!(desk.take_pending_commits(false), []);
         desk.commit_succeeded(&[at(1, 7)]);
-        assert_eq!(desk.take_pending_commits(), [at(1, 10)]);
+        assert_eq!(desk.take_pending_commits(false), [at(1, 10)]);
         desk.commit_succeeded(&[at(1, 10)]);
-        assert_eq!(desk.take_pending_commits(), []);
+        assert_eq!(desk.take_pending_commits(false), []);
     }
 
     #[test]
@@ -427,10 +443,10 @@ mod tests {
         desk.assign(&[partition(0)], &ends);
         desk.begin_at(&partition(0), 3);
         desk.reach_end(&partition(0), first, 3);
-        assert_eq!(desk.take_pending_commits(), []);
+        assert_eq!(desk.take_pending_commits(false), []);
         let second = desk.get_mut("news", 0).unwrap().generation;
         desk.begin_leaving(&[partition(0)]);
         desk.reach_end(&partition(0), second, 3);
-        assert_eq!(desk.take_pending_commits(), []);
+        assert_eq!(desk.take_pending_commits(false), []);
     }
 }

@@ -8,7 +8,8 @@ use rdkafka::topic_partition_list::Offset;
 
 use super::client::{self, Reporting};
 use super::settings::KafkaSettings;
-use crate::document::TopicPartition;
+use super::start::{self, LogRange};
+use crate::document::{RecordPosition, TopicPartition};
 use crate::source::SourceError;
 
 /// How far a group is in one partition.
@@ -84,6 +85,27 @@ pub fn describe_broker(settings: &KafkaSettings) -> Result<String, SourceError> 
         settings.brokers,
         findings.join(", ")
     ))
+}
+
+/// Where the configured topics end now, of the partitions in which the group has committed nothing.
+///
+/// # Errors
+/// When no broker answers within `kafka.connect_timeout_ms`.
+pub fn ends_of_new_partitions(
+    settings: &KafkaSettings,
+) -> Result<Vec<RecordPosition>, SourceError> {
+    let new: Vec<TopicPartition> = group_positions(settings)?
+        .into_iter()
+        .filter(|position| position.committed.is_none())
+        .map(|position| position.partition)
+        .collect();
+    let inspector = Inspector::new(settings)?;
+    let position = |(partition, log): (TopicPartition, LogRange)| RecordPosition {
+        partition,
+        offset: log.high,
+    };
+    let logs = start::ranges(&inspector.consumer, &new);
+    Ok(logs.into_iter().map(position).collect())
 }
 
 /// How far the configured group is in the configured topics.

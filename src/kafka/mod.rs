@@ -24,7 +24,7 @@ pub use dead_letter::{
 pub use embedded::{
     EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
 };
-pub use inspect::{GroupPosition, describe_broker, group_positions};
+pub use inspect::{GroupPosition, describe_broker, ends_of_new_partitions, group_positions};
 pub use properties::Properties;
 pub use range::{
     LagWatch, OffsetRange, RangeError, RangeJob, RangePosition, RangeProgress, RangeSpec, Span,

@@ -301,6 +301,7 @@ impl Callbacks {
     /// Asks the pipeline to drain `leaving` and waits for its offsets, within the bound.
     fn drain(&self, leaving: &[TopicPartition]) -> Vec<CommitOffset> {
         let started = Instant::now();
+        tracing::info!(partitions = %named(leaving), "partitions are to leave; draining them");
         let (reply, answer) = bounded(1);
         let revoked = SourceEvent::Revoked {
             partitions: leaving.to_vec(),
@@ -329,12 +330,9 @@ impl Callbacks {
         }
     }
 
-    /// Commits what the pipeline handed over; waits within a bound.
+    /// Commits what the pipeline handed over, now and before; waits within a bound.
     fn commit_last(&self, mut offsets: Vec<CommitOffset>, leaving: &[TopicPartition]) {
         offsets.retain(|offset| leaving.contains(&offset.partition));
-        if offsets.is_empty() {
-            return;
-        }
         if let Err(error) = self.committer.commit(offsets, true) {
             tracing::warn!(%error, "the last offsets of revoked partitions were not committed");
         }

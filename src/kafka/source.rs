@@ -31,6 +31,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
 const LAG_INTERVAL_MS: &str = "5000";
 /// How long to listen for why nothing answers.
 const FAULTS_WAIT: Duration = Duration::from_millis(100);
+const WATCH_TICK: Duration = Duration::from_millis(10);
 /// How long leaving the group may take before the thread is left behind.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -42,6 +43,8 @@ pub struct KafkaSource {
     /// Disconnected once the poll thread has ended.
     ended: Receiver<()>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
+    /// Of a bounded source: looks at the whole job.
+    watch: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl KafkaSource {
@@ -71,9 +74,10 @@ impl KafkaSource {
             return Ok(None);
         }
         let source = Self::start_with(&settings, Some(plan))?;
-        watch
+        let watching = watch
             .spawn(Arc::clone(&source.shared))
             .map_err(|error| SourceError::Fatal(format!("a thread cannot be started: {error}")))?;
+        *source.watch.lock() = Some(watching);
         Ok(Some(source))
     }
 
@@ -89,6 +93,7 @@ impl KafkaSource {
         let policy = StartPolicy {
             on_missing: settings.on_missing_offset,
             accept_gap: settings.accept_gap,
+            bounded: job.is_some(),
         };
         let desk = Desk::new(ChunkBounds {
             records: (settings.queue_records / QUEUE_CHUNKS).clamp(1, MAX_CHUNK_RECORDS),
@@ -140,6 +145,7 @@ impl KafkaSource {
             events,
             ended,
             thread: Mutex::new(Some(thread)),
+            watch: Mutex::default(),
         })
     }
 
@@ -196,6 +202,13 @@ impl Source for KafkaSource {
             }
         } else {
             tracing::warn!("the group was not left in time; its session will expire");
+        }
+        if let Some(watch) = self.watch.lock().take() {
+            // It looks once more, so that what was committed last is accounted for.
+            let deadline = Instant::now() + CLOSE_WITHIN;
+            while !watch.is_finished() && Instant::now() < deadline {
+                thread::sleep(WATCH_TICK);
+            }
         }
     }
 }

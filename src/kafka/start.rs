@@ -28,6 +28,8 @@ const NAMED_PARTITIONS: usize = 8;
 pub(super) struct StartPolicy {
     pub(super) on_missing: OnMissingOffset,
     pub(super) accept_gap: bool,
+    /// Whether a bounded job asks, so that messages name its command.
+    pub(super) bounded: bool,
 }
 
 /// The offsets that a partition has: `[low, high)`.
@@ -57,13 +59,18 @@ pub(super) struct Gap {
 }
 
 impl Gap {
+    /// Whether offsets began anew since: what comes may count as older than what is stored.
+    fn is_reset(&self) -> bool {
+        self.wanted > self.log.high
+    }
+
     fn describe(&self) -> String {
         let Self {
             partition,
             wanted,
             log,
         } = self;
-        if *wanted < log.low {
+        if !self.is_reset() {
             let gone = log.low - wanted;
             format!(
                 "the next record of {partition} to read was {wanted}, but the topic now begins \
@@ -112,7 +119,9 @@ pub(super) fn decide(
         wanted,
         log,
     };
-    if policy.accept_gap {
+    // Within a partition the offset says what is newer. Offsets that begin anew would let what is stored
+    // win over what comes, in silence: nobody can accept that.
+    if policy.accept_gap && !gap.is_reset() {
         Ok((Start::Beginning, Some(gap)))
     } else {
         Err(Refusal::Gap(gap))
@@ -120,14 +129,17 @@ pub(super) fn decide(
 }
 
 /// All refusals as one message that says what to do.
-pub(super) fn refuse(refusals: &[Refusal]) -> SourceError {
-    let gaps: Vec<String> = refusals
-        .iter()
-        .filter_map(|refusal| match refusal {
-            Refusal::Gap(gap) => Some(gap.describe()),
-            Refusal::Missing(_) => None,
-        })
-        .collect();
+pub(super) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
+    let gaps = |reset: bool| -> Vec<String> {
+        refusals
+            .iter()
+            .filter_map(|refusal| match refusal {
+                Refusal::Gap(gap) if gap.is_reset() == reset => Some(gap.describe()),
+                Refusal::Gap(_) | Refusal::Missing(_) => None,
+            })
+            .collect()
+    };
+    let (expired, reset) = (gaps(false), gaps(true));
     let missing: Vec<String> = refusals
         .iter()
         .filter_map(|refusal| match refusal {
@@ -136,11 +148,23 @@ pub(super) fn refuse(refusals: &[Refusal]) -> SourceError {
         })
         .collect();
     let mut sentences = Vec::new();
-    if !gaps.is_empty() {
+    if !expired.is_empty() {
+        let command = if policy.bounded {
+            "the same `tcbert-worker backfill` with --accept-gap"
+        } else {
+            "`tcbert-worker run --accept-gap` once"
+        };
         sentences.push(format!(
-            "{}; to go on at the oldest record run `tcbert-worker run --accept-gap` once (or set \
-             kafka.accept_gap = true)",
-            shorten(&gaps, "; ")
+            "{}; to go on at the oldest record run {command} (or set kafka.accept_gap = true)",
+            shorten(&expired, "; ")
+        ));
+    }
+    if !reset.is_empty() {
+        sentences.push(format!(
+            "{}; its offsets begin anew, so that documents stored from its earlier life would count as newer than \
+             what comes now, which --accept-gap does not change: name a new store.collection (or delete the old \
+             one) and a new kafka.group_id, and the whole topic is read",
+            shorten(&reset, "; ")
         ));
     }
     if !missing.is_empty() {
@@ -210,7 +234,7 @@ pub(super) fn plan<C: ConsumerContext>(
     if refusals.is_empty() {
         Ok(starts)
     } else {
-        Err(refuse(&refusals))
+        Err(refuse(&refusals, policy))
     }
 }
 
@@ -322,6 +346,7 @@ mod tests {
     const EARLIEST: StartPolicy = StartPolicy {
         on_missing: OnMissingOffset::Earliest,
         accept_gap: false,
+        bounded: false,
     };
     const LOG: Option<LogRange> = Some(LogRange {
         low: 100,
@@ -354,7 +379,7 @@ mod tests {
         };
         assert_eq!(decided(None, strict), Err(Refusal::Missing(partition())));
         assert!(
-            refuse(&[Refusal::Missing(partition())])
+            refuse(&[Refusal::Missing(partition())], EARLIEST)
                 .to_string()
                 .contains("news[3]")
         );
@@ -363,12 +388,20 @@ mod tests {
     #[test]
     fn an_expired_offset_is_refused_with_what_is_gone_and_what_accepts_it() {
         let refusal = decided(Some(40), EARLIEST).unwrap_err();
-        let message = refuse(&[refusal]).to_string();
-        for part in ["news[3]", "60 records are gone", "--accept-gap"] {
+        let message = refuse(std::slice::from_ref(&refusal), EARLIEST).to_string();
+        for part in ["news[3]", "60 records are gone", "run --accept-gap"] {
             assert!(message.contains(part), "{message}");
         }
-        let beyond = decided(Some(201), EARLIEST).unwrap_err();
-        assert!(refuse(&[beyond]).to_string().contains("recreated"));
+        let bounded = StartPolicy {
+            bounded: true,
+            ..EARLIEST
+        };
+        let message = refuse(&[refusal], bounded).to_string();
+        assert!(
+            message.contains("`tcbert-worker backfill` with --accept-gap"),
+            "{message}"
+        );
+        assert!(!message.contains("run --accept-gap"), "{message}");
     }
 
     #[test]
@@ -377,10 +410,23 @@ mod tests {
             accept_gap: true,
             ..EARLIEST
         };
-        for offset in [40, 201] {
-            let (start, gap) = decide(&partition(), Some(offset), LOG, accepting).unwrap();
-            assert_eq!(start, Start::Beginning);
-            assert_eq!(gap.unwrap().wanted, offset);
+        let (start, gap) = decide(&partition(), Some(40), LOG, accepting).unwrap();
+        assert_eq!(start, Start::Beginning);
+        assert_eq!(gap.unwrap().wanted, 40);
+    }
+
+    #[test]
+    fn offsets_that_begin_anew_are_refused_whatever_is_accepted() {
+        let accepting = StartPolicy {
+            accept_gap: true,
+            ..EARLIEST
+        };
+        for policy in [EARLIEST, accepting] {
+            let beyond = decided(Some(201), policy).unwrap_err();
+            let message = refuse(&[beyond], policy).to_string();
+            for part in ["news[3]", "recreated", "store.collection", "kafka.group_id"] {
+                assert!(message.contains(part), "{message}");
+            }
         }
     }
 
@@ -389,6 +435,6 @@ mod tests {
         let many: Vec<Refusal> = (0..20)
             .map(|n| Refusal::Missing(TopicPartition::new("news", n)))
             .collect();
-        assert!(refuse(&many).to_string().contains("and 12 more"));
+        assert!(refuse(&many, EARLIEST).to_string().contains("and 12 more"));
     }
 }

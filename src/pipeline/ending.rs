@@ -12,6 +12,9 @@ use super::{Context, Ending, PipelineError, Running, Wiring};
 use crate::source::{CommitMode, SourceError};
 use crate::telemetry::Stage;
 
+/// Pause between two attempts at the last commit.
+const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
+
 /// Commits on a timer until there is a reason to end.
 pub(super) async fn supervise(
     context: &Arc<Context>,
@@ -39,11 +42,12 @@ pub(super) async fn supervise(
     }
 }
 
-/// Commits what has become durable; a failure is tried again at the next tick.
-async fn commit(context: &Arc<Context>, mode: CommitMode) {
+/// Commits what has become durable; false where that failed and may be tried again. Waiting, it also
+/// waits for what was handed over before: the source may not have committed that yet.
+async fn commit(context: &Arc<Context>, mode: CommitMode) -> bool {
     let offsets = context.ledger.committable();
-    if offsets.is_empty() {
-        return;
+    if offsets.is_empty() && mode == CommitMode::Background {
+        return true;
     }
     let source = context.source.clone();
     let committing = offsets.clone();
@@ -59,10 +63,24 @@ async fn commit(context: &Arc<Context>, mode: CommitMode) {
         Ok(Err(error)) => {
             context.metrics.commit(false);
             tracing::warn!(error = %error, "a commit failed and is tried again");
+            return false;
         }
         Err(error) => context.fail(PipelineError::Thread(format!(
             "the commit ended early: {error}"
         ))),
+    }
+    true
+}
+
+/// The last commit, made again while there is time: what it leaves out is done once more.
+async fn commit_last(context: &Arc<Context>, within: Duration) {
+    let deadline = Instant::now() + within;
+    while !commit(context, CommitMode::Wait).await {
+        if Instant::now() >= deadline {
+            tracing::warn!("the last offsets were not committed; the next start repeats some");
+            return;
+        }
+        tokio::time::sleep(LAST_COMMIT_PAUSE).await;
     }
 }
 
@@ -89,7 +107,8 @@ pub(super) async fn finish(
             context.abandoned.cancel();
         }
     }
-    commit(context, CommitMode::Wait).await;
+    let left = drain.saturating_sub(started.elapsed());
+    commit_last(context, if failed { Duration::ZERO } else { left }).await;
     context.ledger.close();
     let closing = context.source.clone();
     if tokio::task::spawn_blocking(move || closing.close())

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub use counters::{Counter, Counters, Counts};
 pub use settings::PipelineSettings;
 pub use throttle::Throttle;
-pub use upkeep::remove_expired_markers;
+pub use upkeep::{end_abandoned_bulk, remove_expired_markers};
 
 use crate::batch::{BatchPlanner, BatchSettings};
 use crate::decode::{Decoder, TextSettings};

@@ -43,13 +43,25 @@ impl Bulk {
     /// # Errors
     /// A store that fails; then nothing is switched off for longer than [`LEASE`].
     pub async fn begin(store: Arc<dyn Store>, now: jiff::Timestamp) -> Result<Self, StoreError> {
-        let threshold = match lease(&*store).await? {
-            Some(lease) => lease.threshold,
-            None => store.admin().graph_threshold().await?,
-        };
+        let mut threshold = threshold_in_lease(&*store).await?;
+        if threshold.is_none() {
+            let found = store.admin().graph_threshold().await?;
+            // Off without a lease is what somebody wants, unless another worker has begun just now.
+            let begun = match found {
+                NEVER => threshold_in_lease(&*store).await?,
+                _ => None,
+            };
+            threshold = begun.or(Some(found));
+        }
+        let threshold = threshold.unwrap_or(NEVER);
         let bulk = Self { store, threshold };
         bulk.renew(now).await?;
-        bulk.store.admin().set_graph_threshold(NEVER).await?;
+        let switched_off = bulk.store.admin().set_graph_threshold(NEVER).await;
+        if let Err(error) = switched_off {
+            // It may have been switched off all the same; where this fails as well there is the lease.
+            let _ = restore(&*bulk.store, bulk.threshold).await;
+            return Err(error);
+        }
         Ok(bulk)
     }
 
@@ -71,8 +83,8 @@ impl Bulk {
     /// Switches back.
     ///
     /// # Errors
-    /// A store that fails; the next worker that opens the collection after [`LEASE`] does it then.
-    pub async fn end(self) -> Result<(), StoreError> {
+    /// A store that fails; try again, or the next worker that looks after [`LEASE`] does it.
+    pub async fn end(&self) -> Result<(), StoreError> {
         restore(&*self.store, self.threshold).await
     }
 }
@@ -95,6 +107,10 @@ pub async fn end_abandoned(store: &dyn Store, now: jiff::Timestamp) -> Result<bo
 async fn restore(store: &dyn Store, threshold: u64) -> Result<(), StoreError> {
     store.admin().set_graph_threshold(threshold).await?;
     write(store, None).await
+}
+
+async fn threshold_in_lease(store: &dyn Store) -> Result<Option<u64>, StoreError> {
+    Ok(lease(store).await?.map(|lease| lease.threshold))
 }
 
 async fn lease(store: &dyn Store) -> Result<Option<Lease>, StoreError> {

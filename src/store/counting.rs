@@ -89,7 +89,11 @@ impl Store for CountingStore {
 }
 
 impl Admin for CountingStore {
-    fn create_collection(&self, _spec: CollectionSpec) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn create_collection(
+        &self,
+        _spec: CollectionSpec,
+        _metadata: BTreeMap<String, Value>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         done(())
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::document::{DocumentId, Version};
+use crate::document::{DocumentId, RecordPosition, Version};
 
 pub mod batch;
 pub mod bulk;
@@ -85,6 +85,9 @@ pub struct PointFilter {
     pub topic: Option<String>,
     /// Only points whose `source` is this one.
     pub source: Option<String>,
+    /// Only points that came from one of these positions, or from beyond it in the same partition; empty: from
+    /// anywhere.
+    pub from_or_beyond: Vec<RecordPosition>,
 }
 
 /// One hit of a search.
@@ -183,8 +186,12 @@ pub trait Store: Send + Sync {
 
 /// Shapes the collection; only migrations call it.
 pub trait Admin: Send + Sync {
-    /// Creates the collection; an error where it exists.
-    fn create_collection(&self, spec: CollectionSpec) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Creates the collection, `metadata` in it from the first moment on; an error where it exists.
+    fn create_collection(
+        &self,
+        spec: CollectionSpec,
+        metadata: BTreeMap<String, Value>,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Deletes the collection and all its points; nothing where it does not exist.
     fn drop_collection(&self) -> BoxFuture<'_, Result<(), StoreError>>;

@@ -63,7 +63,7 @@ pub(crate) fn shared(test: &str) -> Option<&'static ApacheKafka> {
 }
 
 /// A cluster of this test's own, whose brokers it may kill; `properties` are added to each
-/// broker's own.
+/// broker's own, `{client}` and `{controller}` in them standing for its ports.
 pub(crate) fn own(test: &str, brokers: usize, properties: &[(&str, &str)]) -> Option<ApacheKafka> {
     if std::env::var_os("TCBERT_TEST_KAFKA").is_some() {
         skip(
@@ -96,6 +96,32 @@ pub(crate) fn own_behind(
     }
     let kafka = ApacheKafka::prepare(1, properties, false).inspect(|kafka| {
         lead(kafka.bootstrap_servers());
+        kafka.start_all(1);
+    });
+    if kafka.is_none() {
+        skip(test, "Java or Maven is missing");
+    }
+    kafka
+}
+
+/// A broker of this test's own with a user for SCRAM, `user` as `kafka-storage format --add-scram` takes it.
+pub(crate) fn own_with_user(
+    test: &str,
+    properties: &[(&str, &str)],
+    user: &str,
+) -> Option<ApacheKafka> {
+    if std::env::var_os("TCBERT_TEST_KAFKA").is_some() {
+        skip(
+            test,
+            "TCBERT_TEST_KAFKA names a cluster that is not ours to set up",
+        );
+        return None;
+    }
+    let kafka = ApacheKafka::prepare(1, properties, false).inspect(|kafka| {
+        let folder = kafka.nodes.lock().expect("no test has panicked here")[0]
+            .folder
+            .clone();
+        std::fs::write(folder.join("scram"), user).expect("a file");
         kafka.start_all(1);
     });
     if kafka.is_none() {
@@ -200,7 +226,9 @@ impl ApacheKafka {
             lines.extend(
                 properties
                     .iter()
-                    .map(|(name, value)| format!("{name}={value}")),
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .map(|line| line.replace("{client}", &client.to_string()))
+                    .map(|line| line.replace("{controller}", &controller.to_string())),
             );
             std::fs::write(node.join("server.properties"), lines.join("\n")).expect("a file");
             nodes.push(Node {

@@ -273,22 +273,35 @@ async fn two_workers_share_one_backfill_at_a_bounded_rate() {
     ];
     let started = Instant::now();
     let workers = [ground.spawn(&arguments), ground.spawn(&arguments)];
-    let reports = workers.map(|worker| report(&worker.wait_with_output().unwrap()));
+    let outputs = workers.map(|worker| worker.wait_with_output().unwrap());
+    let elapsed = started.elapsed();
+    let reports = outputs.each_ref().map(report);
+    let logs = outputs.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+    let context = format!(
+        "{elapsed:?}\n{}\n{}\n{}\n{}",
+        reports[0], logs[0], reports[1], logs[1]
+    );
     let delivered = reports
         .each_ref()
         .map(|report| number(&report["delivered"]));
     let sum: u64 = delivered.iter().sum();
-    assert!(delivered.iter().all(|count| *count > 0), "{delivered:?}");
+    assert!(
+        delivered.iter().all(|count| *count > 0),
+        "both have a share: {delivered:?} in {context}"
+    );
     assert!(
         (TOTAL..TOTAL + IN_FLIGHT as u64 * 2).contains(&sum),
-        "{delivered:?}"
+        "all, little twice: {delivered:?} in {context}"
     );
-    assert_eq!(ground.points().await, TOTAL);
+    assert_eq!(ground.points().await, TOTAL, "{context}");
     // Two workers at 12 documents a second cannot be faster.
-    assert!(started.elapsed() >= Duration::from_secs(TOTAL / 24 - 1));
+    assert!(
+        elapsed >= Duration::from_secs(TOTAL / 24 - 1),
+        "too fast: {context}"
+    );
     for report in reports {
         let rate = report["documents_per_second"].as_f64().unwrap();
-        assert!(rate <= 13.0, "{report}");
+        assert!(rate <= 13.0, "too fast: {report} in {context}");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::kafka_reader::{PATIENCE, Reader, failure_of, keys, records};
 use tcbert_worker::document::{Receipt, TopicPartition};
 use tcbert_worker::kafka::{
     EmbeddedBroker, FailingRequest, InjectedError, KafkaSettings, KafkaSource, OnMissingOffset,
-    SampleProducer, SampleRecord,
+    RangeJob, RangeSpec, SampleProducer, SampleRecord, group_positions,
 };
 use tcbert_worker::source::{CommitMode, Header, Source, SourceError, SourceEvent, SourceRecord};
 use tcbert_worker::watermark::Watermarks;
@@ -400,11 +400,61 @@ fn an_offset_beyond_the_end_is_refused() {
     drop(first);
     let text = failure_of(&settings);
     assert!(text.contains("recreated or truncated"), "{text}");
-    let mut accepting = Reader::start(&KafkaSettings {
+    // What is stored of the earlier life would win over what comes: that cannot be accepted.
+    let accepting = KafkaSettings {
         accept_gap: true,
         ..settings
-    });
-    accepting.read_all(10);
+    };
+    let text = failure_of(&accepting);
+    assert!(text.contains("store.collection"), "{text}");
+    let anew = KafkaSettings {
+        group_id: "another".to_owned(),
+        ..accepting
+    };
+    Reader::start(&anew).read_all(10);
+}
+
+/// A commit in the background that fails is not forgotten by the one that is waited for.
+#[test]
+fn the_last_commit_waits_for_those_before_it() {
+    let (broker, producer) = broker(1);
+    let settings = settings(&broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..10, 1)).unwrap();
+    let mut reader = Reader::start(&settings);
+    reader.read_all(10);
+    broker.broker_down(-1).unwrap();
+    let offsets = reader.watermarks.committable();
+    reader
+        .source
+        .commit(&offsets, CommitMode::Background)
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    broker.broker_up(-1).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = reader.source.commit(&[], CommitMode::Wait) {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    assert_eq!(group_positions(&settings).unwrap()[0].committed, Some(10));
+}
+
+/// Told to stop when everything is committed and nobody has looked yet.
+#[test]
+fn a_range_that_is_stopped_after_its_last_commit_is_finished() {
+    let (broker, producer) = broker(2);
+    let settings = settings(&broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..40, 2)).unwrap();
+    let job = RangeJob {
+        name: "stopped".to_owned(),
+        range: RangeSpec::parse_offsets("0:..,1:..").unwrap(),
+        fingerprint: "f".to_owned(),
+        once: false,
+    };
+    let mut reader = Reader::start_range(&settings, &job);
+    reader.read_all(40);
+    reader.source.stop();
+    reader.commit(CommitMode::Wait).unwrap();
+    reader.source.close();
+    assert!(reader.source.range_progress().unwrap().is_finished());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -451,4 +451,27 @@ async fn commits_that_fail_are_made_again() {
     ground.script.records(records(0, 0..10));
     ground.wait_for_commit(0, 10);
     ground.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_commit_is_made_again_while_there_is_time() {
+    let store = MoodyStore::new(&[], &[]);
+    let ground = Ground::start(store.clone(), 512);
+    // More than the timer gets through before the end is asked for.
+    ground.script.fail_commits(1_000_000);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..10));
+    let deadline = Instant::now() + PATIENCE;
+    while store.ids().len() < 10 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let script = ground.script.clone();
+    let stopping = tokio::spawn(ground.stop());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(script.committed().is_empty() && !stopping.is_finished());
+    script.fail_commits(1);
+    assert_eq!(stopping.await.unwrap().unwrap(), Ending::Stopped);
+    let committed = script.committed();
+    assert_eq!(committed.get(&TopicPartition::new(TOPIC, 0)), Some(&10));
 }

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +21,14 @@ pub struct Proxy {
 struct State {
     upstream: Mutex<Option<String>>,
     swallows: AtomicBool,
+    /// What a connection has to ask for to get no answers.
+    unanswered: Mutex<Option<Wanted>>,
+    /// Connections that get none.
+    held: AtomicUsize,
 }
+
+/// Whether a request, without the four bytes that give its length, is one that is meant.
+type Wanted = Box<dyn Fn(&[u8]) -> bool + Send>;
 
 impl Proxy {
     /// Listens on a free port; connections are refused until it knows where to forward to.
@@ -36,8 +43,14 @@ impl Proxy {
                 let Some(server) = upstream.and_then(|to| TcpStream::connect(to).ok()) else {
                     continue;
                 };
-                pump(&client, &server, &shared);
-                pump(&server, &client, &shared);
+                let held = Arc::new(AtomicBool::new(false));
+                pump(
+                    &client,
+                    &server,
+                    &shared,
+                    Direction::There(Arc::clone(&held)),
+                );
+                pump(&server, &client, &shared, Direction::Back(held));
             }
         });
         Self { address, state }
@@ -58,14 +71,52 @@ impl Proxy {
     pub fn swallow(&self, everything: bool) {
         self.state.swallows.store(everything, Ordering::SeqCst);
     }
+
+    /// Keeps the answers of every connection back, for as long as it lives, from the first request on that is
+    /// `wanted`; the requests go through. `None` spares later requests.
+    pub fn leave_unanswered(&self, wanted: Option<Wanted>) {
+        *self.state.unanswered.lock().unwrap() = wanted;
+    }
+
+    /// How many connections get no answers.
+    pub fn held(&self) -> usize {
+        self.state.held.load(Ordering::SeqCst)
+    }
 }
 
-fn pump(from: &TcpStream, to: &TcpStream, state: &Arc<State>) {
+/// Which way a thread carries bytes, with whether its connection gets no answers any more.
+enum Direction {
+    There(Arc<AtomicBool>),
+    Back(Arc<AtomicBool>),
+}
+
+/// Cuts a stream of requests into them, each after its length in four bytes.
+#[derive(Default)]
+struct Requests(Vec<u8>);
+
+impl Requests {
+    fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        self.0.extend_from_slice(bytes);
+        let mut whole = Vec::new();
+        while let Some((length, rest)) = self.0.split_first_chunk::<4>() {
+            let length = u32::from_be_bytes(*length) as usize;
+            if rest.len() < length {
+                break;
+            }
+            whole.push(rest[..length].to_vec());
+            self.0.drain(..4 + length);
+        }
+        whole
+    }
+}
+
+fn pump(from: &TcpStream, to: &TcpStream, state: &Arc<State>, direction: Direction) {
     let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
     let state = Arc::clone(state);
     std::thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         let mut swallowed = false;
+        let mut requests = Requests::default();
         let _ = from.set_read_timeout(Some(TICK));
         loop {
             let swallows = state.swallows.load(Ordering::SeqCst);
@@ -76,6 +127,21 @@ fn pump(from: &TcpStream, to: &TcpStream, state: &Arc<State>) {
                 Ok(0) => break,
                 Ok(_) if swallows => swallowed = true,
                 Ok(count) => {
+                    match &direction {
+                        Direction::Back(held) if held.load(Ordering::SeqCst) => continue,
+                        Direction::Back(_) => {}
+                        Direction::There(held) => {
+                            let unanswered = state.unanswered.lock().unwrap();
+                            let asked = requests.take(&buffer[..count]);
+                            if unanswered
+                                .as_ref()
+                                .is_some_and(|wanted| asked.iter().any(|one| wanted(one)))
+                                && !held.swap(true, Ordering::SeqCst)
+                            {
+                                state.held.fetch_add(1, Ordering::SeqCst);
+                            }
+                        }
+                    }
                     if to.write_all(&buffer[..count]).is_err() {
                         break;
                     }

@@ -7,9 +7,11 @@ options="-Xms64m -Xmx${TCBERT_KAFKA_HEAP_MB:-384}m -XX:+UseSerialGC -XX:TieredSt
 options="$options -Dorg.slf4j.simpleLogger.defaultLogLevel=warn ${TCBERT_KAFKA_OPTIONS:-}"
 
 if [ ! -e "$folder/data/meta.properties" ]; then
+    set -- -t "$cluster" -c "$folder/server.properties"
+    # A user that the cluster is to know from its beginning.
+    [ ! -e "$folder/scram" ] || set -- "$@" --add-scram "$(cat "$folder/scram")"
     # shellcheck disable=SC2086
-    java $options -cp "$jars/*" kafka.tools.StorageTool format \
-        -t "$cluster" -c "$folder/server.properties" > "$folder/format.log" 2>&1
+    java $options -cp "$jars/*" kafka.tools.StorageTool format "$@" > "$folder/format.log" 2>&1
 fi
 # shellcheck disable=SC2086
 java $options -cp "$jars/*" kafka.Kafka "$folder/server.properties" \

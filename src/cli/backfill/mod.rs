@@ -1,6 +1,7 @@
 //! `backfill`: a bounded part of the topics, or files, through the whole pipeline; ends by itself,
 //! resumes where it was, and says what it did.
 
+mod filling;
 mod work;
 mod yielding;
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::anew::refuse_offsets_that_began_anew;
 use super::failure::Failure;
 use super::{output, run};
 use crate::assemble;
@@ -23,6 +25,7 @@ use crate::pipeline::{self, Counters, Counts, Ending, PipelineError, Throttle, W
 use crate::settings::Settings;
 use crate::source::{DeadLetterSink, FileDeadLetters};
 use crate::telemetry::Metrics;
+use filling::Filling;
 use work::{Wanted, Work};
 
 /// How often the bar moves.
@@ -61,6 +64,10 @@ pub(super) struct Arguments {
     /// Go on where records of the range have expired since it was decided on, and log what is gone.
     #[arg(long, conflicts_with = "input")]
     accept_gap: bool,
+    /// Build no search graph while the collection is filled; it is switched on again at the end, however that
+    /// comes. Searches read all new vectors meanwhile.
+    #[arg(long)]
+    bulk: bool,
     /// Documents a second at most.
     #[arg(long, value_name = "N", value_parser = positive)]
     max_docs_per_second: Option<f64>,
@@ -162,6 +169,9 @@ async fn backfill(
         tracing::warn!(job = arguments.job, "finished already; nothing is done");
         return finished_already(arguments);
     };
+    if matches!(work, Work::Range(_)) {
+        refuse_offsets_that_began_anew(&settings.kafka, &store).await?;
+    }
     let (dead_letters, letters_in) = open_dead_letters(settings, arguments, &work)?;
     tracing::info!(
         job = arguments.job,
@@ -180,6 +190,10 @@ async fn backfill(
         dead_letters,
         metrics,
     )?;
+    let filling = match arguments.bulk {
+        true => Some(Filling::begin(store.clone()).await?),
+        false => None,
+    };
     let throttle = throttle(arguments);
     let wiring = Wiring {
         throttle: throttle.clone(),
@@ -200,6 +214,10 @@ async fn backfill(
     if let Some(yielding) = yielding {
         yielding.abort();
     }
+    let switched_back = match filling {
+        Some(filling) => filling.end().await,
+        None => Ok(()),
+    };
     let closed = store.close().await;
 
     let seconds = started.elapsed().as_secs_f64();
@@ -207,7 +225,8 @@ async fn backfill(
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let report = Report {
         job: arguments.job.clone(),
-        finished: matches!(outcome, Ok(Ending::Complete)) && work.is_finished(),
+        // Also where it was told to stop with nothing left to do.
+        finished: outcome.is_ok() && work.is_finished(),
         resumed: work.is_resumed(),
         counts,
         seconds,
@@ -217,7 +236,8 @@ async fn backfill(
     };
     tell(arguments, &report)?;
     closed.map_err(Failure::failed)?;
-    judge(arguments, &report, outcome)
+    judge(arguments, &report, outcome)?;
+    switched_back
 }
 
 async fn start(

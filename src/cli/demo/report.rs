@@ -108,7 +108,7 @@ impl Report {
         for label in engine.label_names() {
             let filter = PointFilter {
                 topic: Some(label.clone()),
-                source: None,
+                ..PointFilter::default()
             };
             topics.push((label, store.count(filter).await.map_err(Failure::failed)?));
         }

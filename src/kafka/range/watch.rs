@@ -102,6 +102,10 @@ impl Watch {
                     }
                     self.look_for_gaps(&shared, &mut idle);
                 }
+                // What was committed last, on the way out, belongs to the account of this run.
+                if !self.plan.is_finished() {
+                    self.look();
+                }
             })
     }
 

@@ -7,6 +7,7 @@ use qdrant_edge::{
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::document::RecordPosition;
 use crate::store::embedded::folder::is_full;
 use crate::store::point::{into_stored, key};
 use crate::store::{IndexKind, PointFilter, PointWrite, StoreError};
@@ -48,6 +49,16 @@ fn filter(written: Value) -> Result<Filter, StoreError> {
         .map_err(|error| StoreError::Fatal(format!("the engine does not take a filter: {error}")))
 }
 
+/// The stored point came from this position or from beyond it.
+fn from_or_beyond(position: &RecordPosition) -> Value {
+    let RecordPosition { partition, offset } = position;
+    json!({"must": [
+        {"key": key::KAFKA_TOPIC, "match": {"value": &*partition.topic}},
+        {"key": key::KAFKA_PARTITION, "match": {"value": partition.partition}},
+        {"key": key::KAFKA_OFFSET, "range": {"gte": offset}},
+    ]})
+}
+
 /// Points that match, markers excluded.
 pub(super) fn matching(wanted: &PointFilter) -> Result<Filter, StoreError> {
     let mut must = Vec::new();
@@ -55,6 +66,10 @@ pub(super) fn matching(wanted: &PointFilter) -> Result<Filter, StoreError> {
         if let Some(value) = value {
             must.push(json!({"key": key, "match": {"value": value}}));
         }
+    }
+    if !wanted.from_or_beyond.is_empty() {
+        let places: Vec<Value> = wanted.from_or_beyond.iter().map(from_or_beyond).collect();
+        must.push(json!({"should": places}));
     }
     let marker = json!([{"key": key::DELETED, "match": {"value": true}}]);
     filter(json!({"must": must, "must_not": marker}))

@@ -220,8 +220,16 @@ impl Store for EmbeddedStore {
 }
 
 impl Admin for EmbeddedStore {
-    fn create_collection(&self, spec: CollectionSpec) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.ask(move |engine| engine.create(&spec)))
+    fn create_collection(
+        &self,
+        spec: CollectionSpec,
+        metadata: BTreeMap<String, Value>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        // Nobody else has the folder, so nobody sees what lies between the two.
+        Box::pin(self.ask(move |engine| {
+            engine.create(&spec)?;
+            engine.write_metadata(metadata)
+        }))
     }
 
     fn drop_collection(&self) -> BoxFuture<'_, Result<(), StoreError>> {

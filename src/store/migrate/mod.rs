@@ -225,7 +225,13 @@ pub async fn apply(
             tracing::info!(alias = target.alias, %step, "left where it is");
             continue;
         }
-        take(store, target, step).await?;
+        if let Err(error) = take(store, target, step).await {
+            if !another_was_faster(store, target, step).await? {
+                return Err(error.into());
+            }
+            tracing::info!(collection = target.collection, %step, "another worker was faster");
+            continue;
+        }
         tracing::info!(collection = target.collection, %step, "migrated");
         done.push(step.clone());
     }
@@ -241,8 +247,11 @@ async fn take(store: &dyn Store, target: &Target, step: &Step) -> Result<(), Sto
     let admin = store.admin();
     match step {
         Step::CreateCollection { .. } => {
+            // With its space from the first moment on, so that of two workers with different models that
+            // both begin here, one is refused.
+            let metadata = BTreeMap::from([fingerprint(target)]);
             admin
-                .create_collection(target.expectation.vector.clone())
+                .create_collection(target.expectation.vector.clone(), metadata)
                 .await
         }
         Step::CreateIndex { key, kind } => admin.create_index(key.clone(), *kind).await,
@@ -252,6 +261,26 @@ async fn take(store: &dyn Store, target: &Target, step: &Step) -> Result<(), Sto
                 .await
         }
     }
+}
+
+/// Whether a collection that could not be created is there, and fits: several workers of a new
+/// deployment begin at the same moment.
+async fn another_was_faster(
+    store: &dyn Store,
+    target: &Target,
+    step: &Step,
+) -> Result<bool, MigrateError> {
+    if !matches!(step, Step::CreateCollection { .. }) {
+        return Ok(false);
+    }
+    let plan = plan(store, target).await?;
+    let is_missing = |step: &Step| matches!(step, Step::CreateCollection { .. });
+    Ok(!plan.steps().any(is_missing))
+}
+
+fn fingerprint(target: &Target) -> (String, Value) {
+    let fingerprint = target.expectation.embedding_fingerprint.as_str();
+    (FINGERPRINT_KEY.to_owned(), Value::from(fingerprint))
 }
 
 async fn record(
@@ -271,11 +300,7 @@ async fn record(
         .collect();
     let applied = serde_json::to_value(applied)
         .map_err(|error| MigrateError::Declaration(error.to_string()))?;
-    let fingerprint = Value::from(target.expectation.embedding_fingerprint.as_str());
-    let metadata = BTreeMap::from([
-        (APPLIED_KEY.to_owned(), applied),
-        (FINGERPRINT_KEY.to_owned(), fingerprint),
-    ]);
+    let metadata = BTreeMap::from([(APPLIED_KEY.to_owned(), applied), fingerprint(target)]);
     Ok(store.admin().write_metadata(metadata).await?)
 }
 

@@ -19,14 +19,21 @@ use crate::store::{Admin, CollectionSpec, IndexKind, StoreError};
 const SERVER_DEFAULT_THRESHOLD: u64 = 10_000;
 
 impl QdrantStore {
-    async fn create(&self, spec: CollectionSpec) -> Result<(), StoreError> {
+    async fn create(
+        &self,
+        spec: CollectionSpec,
+        metadata: BTreeMap<String, Value>,
+    ) -> Result<(), StoreError> {
         let params = VectorParamsBuilder::new(spec.vector_size as u64, DISTANCE).build();
         let vectors = VectorsConfig {
             config: Some(vectors_config::Config::ParamsMap(VectorParamsMap {
                 map: HashMap::from([(spec.vector_name, params)]),
             })),
         };
-        let request = CreateCollectionBuilder::new(self.collection_name()).vectors_config(vectors);
+        let metadata: HashMap<String, Value> = metadata.into_iter().collect();
+        let request = CreateCollectionBuilder::new(self.collection_name())
+            .vectors_config(vectors)
+            .metadata(metadata);
         let answer = self.client.create_collection(request).await;
         answer.map(drop).map_err(from_client)
     }
@@ -64,8 +71,12 @@ impl QdrantStore {
 }
 
 impl Admin for QdrantStore {
-    fn create_collection(&self, spec: CollectionSpec) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.create(spec))
+    fn create_collection(
+        &self,
+        spec: CollectionSpec,
+        metadata: BTreeMap<String, Value>,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.create(spec, metadata))
     }
 
     fn drop_collection(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use qdrant_client::qdrant::{Condition, DatetimeRange, Filter, PointId, Range};
 
-use crate::document::TopicPartition;
+use crate::document::{RecordPosition, TopicPartition};
 use crate::store::point::key;
 use crate::store::{PointFilter, PointWrite};
 
@@ -85,12 +85,31 @@ fn at_most(key: &str, value: i64) -> Condition {
     Condition::range(key, range)
 }
 
+/// The stored point came from this position or from beyond it.
+#[allow(clippy::cast_precision_loss)]
+fn from_or_beyond(position: &RecordPosition) -> Condition {
+    let range = Range {
+        gte: Some(position.offset as f64),
+        ..Range::default()
+    };
+    let TopicPartition { topic, partition } = &position.partition;
+    Condition::from(Filter::must([
+        Condition::matches(key::KAFKA_TOPIC, topic.to_string()),
+        Condition::matches(key::KAFKA_PARTITION, i64::from(*partition)),
+        Condition::range(key::KAFKA_OFFSET, range),
+    ]))
+}
+
 /// Points that match, markers excluded.
 pub(super) fn matching(wanted: &PointFilter) -> Filter {
-    let must = [(key::TOPIC, &wanted.topic), (key::SOURCE, &wanted.source)]
+    let mut must: Vec<Condition> = [(key::TOPIC, &wanted.topic), (key::SOURCE, &wanted.source)]
         .into_iter()
         .filter_map(|(key, value)| Some(Condition::matches(key, value.clone()?)))
         .collect();
+    if !wanted.from_or_beyond.is_empty() {
+        let places = wanted.from_or_beyond.iter().map(from_or_beyond);
+        must.push(Condition::from(Filter::should(places)));
+    }
     Filter {
         must,
         must_not: vec![Condition::matches(key::DELETED, true)],

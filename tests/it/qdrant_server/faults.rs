@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     },
     /// The first half of the points is applied, the status says internal error.
     Partial,
+    /// The first half of the points is applied, and no answer comes as long as the client waits.
+    Held,
     /// Not applied; too many requests.
     ResourceExhausted,
     /// Not applied; no space is left.
@@ -111,7 +113,11 @@ impl Fault {
             Self::DiskFull => Some(Status::internal(
                 "Service internal error: No space left on device (os error 28)",
             )),
-            Self::Slow(_) | Self::UnknownOutcome | Self::WaitTimeout { .. } | Self::Partial => None,
+            Self::Slow(_)
+            | Self::UnknownOutcome
+            | Self::WaitTimeout { .. }
+            | Self::Partial
+            | Self::Held => None,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The points service: the calls that the store makes, each on the engine.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::qdrant_client::qdrant::point_id::PointIdOptions;
@@ -123,6 +122,12 @@ impl PointsService {
                     "Service internal error: 1 of 2 shards failed",
                 ));
             }
+            Some(Fault::Held) => {
+                request.points.truncate(request.points.len() / 2);
+                self.apply(request)?;
+                // Dropped with the connection.
+                std::future::pending::<()>().await;
+            }
             _ => self.apply(request)?,
         }
         done(UpdateStatus::Completed)
@@ -177,13 +182,10 @@ impl Points for PointsService {
         }
         let seen = &self.0.seen;
         seen.upsert(request.points.len(), request.encoded_len());
-        let now = seen.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
-        seen.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        let _in_flight = seen.enter();
         // Long enough for the requests of one batch to meet here.
         tokio::time::sleep(Duration::from_micros(500)).await;
-        let answer = self.faulty(request, self.0.faults.draw()).await;
-        seen.in_flight.fetch_sub(1, Ordering::SeqCst);
-        answer
+        self.faulty(request, self.0.faults.draw()).await
     }
 
     async fn delete(&self, request: Request<DeletePoints>) -> Answer<PointsOperationResponse> {

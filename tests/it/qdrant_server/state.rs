@@ -47,6 +47,22 @@ impl Seen {
         self.most_points.fetch_max(points, Ordering::SeqCst);
         self.most_bytes.fetch_max(bytes, Ordering::SeqCst);
     }
+
+    /// A request to write points is in flight until the guard is dropped, as it is when the client goes.
+    pub(crate) fn enter(&self) -> InFlight<'_> {
+        let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        InFlight(&self.in_flight)
+    }
+}
+
+/// A request in flight.
+pub(crate) struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 pub(crate) struct State {

@@ -233,6 +233,13 @@ async fn bulk_mode_ends_even_if_its_worker_is_gone(mut it: Bare) {
     second.end().await.unwrap();
     assert_eq!(store.admin().graph_threshold().await, Ok(before));
 
+    // One that joins a worker that is killed knows from the lease what to go back to.
+    let first = Bulk::begin(Arc::clone(&store), started).await.unwrap();
+    drop(first);
+    let second = Bulk::begin(Arc::clone(&store), started).await.unwrap();
+    second.end().await.unwrap();
+    assert_eq!(store.admin().graph_threshold().await, Ok(before));
+
     // One that is killed: not before its time is over, then by whoever comes next.
     drop(Bulk::begin(Arc::clone(&store), started).await.unwrap());
     let soon = started + jiff::SignedDuration::from_secs(200);
@@ -271,4 +278,36 @@ async fn limits_of_strict_mode_are_named() {
     };
     open(&modest).await.unwrap().close().await.unwrap();
     it.end().await;
+}
+
+/// Replicas of a new deployment begin at the same moment: none of them fails because another one was
+/// faster, and of two models only one gets the collection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn workers_that_begin_together_share_one_collection() {
+    for round in 0..5 {
+        let it = Bare::server();
+        let begin = |number: usize| {
+            let mut expectation = expectation(SIZE);
+            if number == 3 {
+                expectation.embedding_fingerprint = "another model".to_owned();
+            }
+            let settings = it.settings.clone();
+            tokio::spawn(async move {
+                let opened = store::open(&settings, &expectation, true, now()).await;
+                opened.map(drop).map_err(|error| error.to_string())
+            })
+        };
+        let begun: Vec<_> = (0..4).map(begin).collect();
+        let mut outcomes = Vec::new();
+        for worker in begun {
+            outcomes.push(worker.await.unwrap());
+        }
+        let stranger = outcomes.pop().unwrap();
+        for outcome in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
+            assert!(stranger.is_ok(), "round {round}: {outcomes:?}");
+            assert!(outcome.contains("another model"), "{outcome}");
+        }
+        let well = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        assert_eq!(well, if stranger.is_ok() { 0 } else { 3 }, "{stranger:?}");
+    }
 }

@@ -59,7 +59,19 @@ fn everything() -> PointFilter {
 fn on_topic(topic: &str) -> PointFilter {
     PointFilter {
         topic: Some(topic.into()),
-        source: None,
+        ..PointFilter::default()
+    }
+}
+
+/// Points from this offset of a partition of the topic `wire`, or from beyond it.
+fn beyond(places: &[(i32, i64)]) -> PointFilter {
+    let from_or_beyond = places
+        .iter()
+        .map(|(partition, offset)| version(*partition, *offset, 0).position)
+        .collect();
+    PointFilter {
+        from_or_beyond,
+        ..PointFilter::default()
     }
 }
 
@@ -76,8 +88,22 @@ async fn what_is_written_is_found(it: Harness) {
     let both = PointFilter {
         topic: Some("财经".into()),
         source: Some("晚报".into()),
+        ..PointFilter::default()
     };
     assert_eq!(it.store.count(both.clone()).await, Ok(1));
+
+    for (places, expected) in [
+        (vec![(0, 2)], 2),
+        (vec![(0, 4)], 0),
+        (vec![(1, 0)], 0),
+        (vec![(1, 0), (0, 3)], 1),
+    ] {
+        assert_eq!(
+            it.store.count(beyond(&places)).await,
+            Ok(expected),
+            "{places:?}"
+        );
+    }
 
     let hits = it.store.search(vector(1), everything(), 2).await.unwrap();
     assert_eq!(hits.len(), 2);

@@ -208,7 +208,10 @@ async fn a_replaced_collection_is_fatal() {
         vector_name: "test".into(),
         vector_size: 3,
     };
-    admin.create_collection(spec).await.unwrap();
+    admin
+        .create_collection(spec, std::collections::BTreeMap::new())
+        .await
+        .unwrap();
     let error = it.store.write(batch).await.unwrap_err();
     assert!(
         matches!(&error, StoreError::Fatal(reason) if reason.contains("replaced")),
