@@ -50,7 +50,11 @@ pub(super) fn from_status(status: &Status) -> StoreError {
         Code::NotFound => StoreError::Fatal(format!(
             "the collection is gone ({text}); create it with `tcbert-worker migrate apply`"
         )),
-        Code::Unimplemented | Code::DataLoss | Code::AlreadyExists => StoreError::Fatal(text),
+        Code::Unimplemented => StoreError::Fatal(format!(
+            "what answers at store.url does not speak Qdrant's gRPC ({text}); is it the gRPC port, \
+             usually 6334, of a Qdrant server?"
+        )),
+        Code::DataLoss | Code::AlreadyExists => StoreError::Fatal(text),
         Code::Ok
         | Code::Cancelled
         // A state of the server (recovery, a shard on the move), not of the batch.
@@ -63,6 +67,20 @@ pub(super) fn from_status(status: &Status) -> StoreError {
         | Code::Unavailable
         | Code::Unauthenticated
         | Code::PermissionDenied => StoreError::Transient(text),
+    }
+}
+
+/// The error without `key`, which a server may repeat in its message.
+pub(super) fn redacted(error: StoreError, key: Option<&str>) -> StoreError {
+    let Some(key) = key else {
+        return error;
+    };
+    let without = |text: String| text.replace(key, "(secret)");
+    match error {
+        StoreError::Transient(text) => StoreError::Transient(without(text)),
+        StoreError::Full(text) => StoreError::Full(without(text)),
+        StoreError::Rejected(text) => StoreError::Rejected(without(text)),
+        StoreError::Fatal(text) => StoreError::Fatal(without(text)),
     }
 }
 
@@ -138,6 +156,13 @@ mod tests {
         ] {
             assert_eq!(kind(code, message), expected, "{code:?} {message}");
         }
+    }
+
+    #[test]
+    fn no_message_repeats_the_key() {
+        let error = from_status(&Status::new(Code::Unauthenticated, "bad key hunter2"));
+        let text = redacted(error, Some("hunter2")).to_string();
+        assert!(text.contains("bad key (secret)"), "{text}");
     }
 
     #[test]
