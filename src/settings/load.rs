@@ -149,7 +149,10 @@ fn files(origins: &Origins) -> Vec<PathBuf> {
         .iter()
         .find(|(name, value)| name == ENVIRONMENT_VARIABLE && !value.is_empty())
         .map(|(_, name)| Path::new("config").join(format!("{name}.toml")));
-    environment.into_iter().chain(origins.file.clone()).collect()
+    environment
+        .into_iter()
+        .chain(origins.file.clone())
+        .collect()
 }
 
 /// A file whose values name it as the user did; the library would name it relative to the current

@@ -204,10 +204,22 @@ fn an_unknown_key_below_a_closed_table_names_the_nearest() {
 #[test]
 fn a_value_of_another_kind_is_never_made_to_fit() {
     for (toml, key) in [
-        ("[kafka]\nsession_timeout_ms = 10000.7", "kafka.session_timeout_ms"),
-        ("[kafka]\nsession_timeout_ms = true", "kafka.session_timeout_ms"),
-        ("[kafka]\nsession_timeout_ms = 1e99", "kafka.session_timeout_ms"),
-        ("[kafka]\nsession_timeout_ms = \"10000\"", "kafka.session_timeout_ms"),
+        (
+            "[kafka]\nsession_timeout_ms = 10000.7",
+            "kafka.session_timeout_ms",
+        ),
+        (
+            "[kafka]\nsession_timeout_ms = true",
+            "kafka.session_timeout_ms",
+        ),
+        (
+            "[kafka]\nsession_timeout_ms = 1e99",
+            "kafka.session_timeout_ms",
+        ),
+        (
+            "[kafka]\nsession_timeout_ms = \"10000\"",
+            "kafka.session_timeout_ms",
+        ),
         ("[kafka]\ntopic = true", "kafka.topic"),
         ("[kafka]\ntopic = 5", "kafka.topic"),
         ("[kafka]\ntopic = [\"a\"]", "kafka.topic"),

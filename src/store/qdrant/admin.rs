@@ -96,7 +96,10 @@ impl Admin for QdrantStore {
     fn graph_threshold(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(async move {
             let answer = self.client.collection_info(self.collection_name()).await;
-            let config = answer.map_err(|error| self.failed(error))?.result.and_then(|it| it.config);
+            let config = answer
+                .map_err(|error| self.failed(error))?
+                .result
+                .and_then(|it| it.config);
             let optimizers = config.and_then(|config| config.optimizer_config);
             Ok(optimizers
                 .and_then(|optimizers| optimizers.indexing_threshold)

@@ -9,12 +9,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
-use qdrant_client::{Qdrant, QdrantError};
 use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
 use qdrant_client::qdrant::{
     CountPoints, DeletePointVectorsBuilder, DeletePointsBuilder, GetPointsBuilder,
     QueryPointsBuilder, UpsertPoints,
 };
+use qdrant_client::{Qdrant, QdrantError};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
@@ -85,7 +85,11 @@ impl QdrantStore {
         let url = &self.settings.url;
         // A health check needs no key everywhere, so that the key is tried too.
         let questions = async {
-            let health = self.client.health_check().await.map_err(|error| self.failed(error))?;
+            let health = self
+                .client
+                .health_check()
+                .await
+                .map_err(|error| self.failed(error))?;
             let name = &self.settings.collection;
             self.client
                 .collection_exists(name)
@@ -269,7 +273,11 @@ impl QdrantStore {
             exact: Some(true),
             ..CountPoints::default()
         };
-        let answer = self.client.count(request).await.map_err(|error| self.failed(error))?;
+        let answer = self
+            .client
+            .count(request)
+            .await
+            .map_err(|error| self.failed(error))?;
         Ok(answer.result.map(|result| result.count).unwrap_or_default())
     }
 }
@@ -305,7 +313,11 @@ impl Store for QdrantStore {
             if !name.is_empty() {
                 request = request.using(name);
             }
-            let answer = self.client.query(request).await.map_err(|error| self.failed(error))?;
+            let answer = self
+                .client
+                .query(request)
+                .await
+                .map_err(|error| self.failed(error))?;
             Ok(answer
                 .result
                 .into_iter()
@@ -330,7 +342,11 @@ impl Store for QdrantStore {
             let ids = vec![id.point_id().to_string().into()];
             let request = GetPointsBuilder::new(self.collection_name(), ids).with_payload(true);
             let answer = self.client.get_points(request).await;
-            let found = answer.map_err(|error| self.failed(error))?.result.into_iter().next();
+            let found = answer
+                .map_err(|error| self.failed(error))?
+                .result
+                .into_iter()
+                .next();
             Ok(found.map(|point| convert::json(point.payload)))
         })
     }
