@@ -12,7 +12,7 @@ use crate::settings::Settings;
 use crate::source::{DeadLetterSink, Source};
 use crate::store::migrate::Target;
 use crate::store::point::Provenance;
-use crate::store::{self, CollectionSpec, Expectation, Store, StoreError};
+use crate::store::{self, ApiKeyError, CollectionSpec, Expectation, Store, StoreError, StoreKind};
 use crate::taxonomy::{Taxonomy, TaxonomyError};
 use crate::telemetry::Metrics;
 use crate::tokenize::{EncodedText, PromptTokenizer, TokenizerError};
@@ -44,6 +44,9 @@ pub enum AssembleError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The file of the store's key gives none.
+    #[error(transparent)]
+    ApiKey(#[from] ApiKeyError),
     /// A text without anything to read.
     #[error("the text is empty")]
     EmptyText,
@@ -53,6 +56,44 @@ pub enum AssembleError {
     /// A thread ended early.
     #[error("a thread ended early: {0}")]
     Thread(String),
+}
+
+impl AssembleError {
+    /// Whether a setting, or a file that one names, has to be corrected; otherwise the work failed.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Taxonomy(_) | Self::Decode(_) | Self::ApiKey(_) => true,
+            Self::Bundle(error) => names_no_bundle(error),
+            Self::Model(error) => is_setting_of_model(error),
+            Self::Tagger(error) => match error {
+                TaggerError::Taxonomy(_)
+                | TaggerError::Plan(_)
+                | TaggerError::Whitening(_)
+                | TaggerError::TooManyTokens { .. } => true,
+                TaggerError::Model(error) => is_setting_of_model(error),
+                TaggerError::Shape { .. }
+                | TaggerError::Calibration
+                | TaggerError::NotCalibrated => false,
+            },
+            Self::Tokenizer(_)
+            | Self::Store(_)
+            | Self::EmptyText
+            | Self::NotFinite
+            | Self::Thread(_) => false,
+        }
+    }
+}
+
+fn names_no_bundle(error: &BundleError) -> bool {
+    matches!(error, BundleError::NoFolder(_) | BundleError::NoManifest(_))
+}
+
+fn is_setting_of_model(error: &ModelError) -> bool {
+    match error {
+        ModelError::Bundle(error) => names_no_bundle(error),
+        ModelError::Runtime(_) | ModelError::Device(_) => true,
+        ModelError::Load { .. } | ModelError::Contract { .. } | ModelError::Run { .. } => false,
+    }
 }
 
 /// A verified bundle, its tagger and one model for each inference thread.
@@ -265,6 +306,23 @@ pub fn migration_target(settings: &Settings) -> Result<Target, AssembleError> {
     Ok(Target::new(&settings.store, expected_collection(settings)?))
 }
 
+/// Connects to the store without looking at the collection, which need not exist.
+///
+/// # Errors
+/// With what to do.
+pub async fn connect_store(settings: &Settings) -> Result<Arc<dyn Store>, AssembleError> {
+    check_key(settings)?;
+    Ok(store::connect(&settings.store).await?)
+}
+
+/// A file without a key is a fault of the configuration, not of the store.
+fn check_key(settings: &Settings) -> Result<(), ApiKeyError> {
+    match settings.store.kind {
+        StoreKind::Embedded => Ok(()),
+        StoreKind::Qdrant => settings.store.resolve_api_key().map(drop),
+    }
+}
+
 /// Opens the store for writing: pending migrations are applied if configured, and a collection that
 /// does not fit is refused.
 ///
@@ -274,6 +332,7 @@ pub async fn open_store_for_run(
     settings: &Settings,
     expectation: &Expectation,
 ) -> Result<Arc<dyn Store>, AssembleError> {
+    check_key(settings)?;
     let apply = settings.store.apply_migrations;
     Ok(store::open(&settings.store, expectation, apply, jiff::Timestamp::now()).await?)
 }
@@ -286,6 +345,7 @@ pub async fn open_store(
     settings: &Settings,
     expectation: &Expectation,
 ) -> Result<Arc<dyn Store>, AssembleError> {
+    check_key(settings)?;
     Ok(store::open(&settings.store, expectation, false, jiff::Timestamp::now()).await?)
 }
 

@@ -39,3 +39,30 @@ where
         ));
     }
 }
+
+/// An address without what stands before its `@`: a user and a password are nobody else's business.
+pub fn without_user(address: &str) -> String {
+    let Some((user, host)) = address.rsplit_once('@') else {
+        return address.to_owned();
+    };
+    let scheme = user.find("://").map_or("", |end| &user[..end + 3]);
+    format!("{scheme}(secret)@{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_without_its_user() {
+        for (address, shown) in [
+            ("http://host:6334", "http://host:6334"),
+            ("http://me:hunter2@host:1", "http://(secret)@host:1"),
+            ("http://me:hun@ter2@host:1", "http://(secret)@host:1"),
+            ("me:hunter2@host", "(secret)@host"),
+            ("", ""),
+        ] {
+            assert_eq!(without_user(address), shown);
+        }
+    }
+}

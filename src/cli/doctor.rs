@@ -9,7 +9,7 @@ use super::output;
 use crate::assemble::{self, Engine};
 use crate::kafka;
 use crate::settings::Settings;
-use crate::store::{self, migrate};
+use crate::store::migrate::{self, MigrateError};
 
 /// Check configuration, broker, store, model and device, and say what to mend.
 #[derive(Debug, Args)]
@@ -96,22 +96,30 @@ async fn run_checks(settings: &Settings) -> Vec<Check> {
 }
 
 async fn check_store(settings: &Settings) -> Result<String, String> {
-    let target = assemble::migration_target(settings).map_err(|error| error.to_string())?;
-    let store = store::connect(&settings.store)
+    let Ok(target) = assemble::migration_target(settings) else {
+        // Why not, the model's own line says.
+        return Err("not checked: the model has to load first".to_owned());
+    };
+    let store = assemble::connect_store(settings)
         .await
         .map_err(|error| error.to_string())?;
-    let checked = migrate::check(store.as_ref(), &target)
-        .await
-        .map_err(|error| error.to_string());
+    let checked = migrate::check(store.as_ref(), &target).await;
     let info = store.collection().await.map_err(|error| error.to_string());
     store.close().await.map_err(|error| error.to_string())?;
-    checked?;
+    match checked {
+        Err(MigrateError::Missing { collection }) if settings.store.apply_migrations => {
+            return Ok(format!(
+                "the collection {collection} is made at the first run"
+            ));
+        }
+        checked => checked.map_err(|error| error.to_string())?,
+    }
     Ok(match info? {
         Some(info) => format!(
             "{} with {} points of {} dimensions",
             info.name, info.points, info.vector_size
         ),
-        None => "the collection is made at the first run".to_owned(),
+        None => "there is no collection".to_owned(),
     })
 }
 

@@ -44,6 +44,7 @@ impl From<AssembleError> for Failure {
     fn from(error: AssembleError) -> Self {
         match error {
             AssembleError::EmptyText => Self::usage("the query is empty; say what to look for"),
+            error if error.is_configuration() => Self::usage(error),
             error => Self::failed(error),
         }
     }

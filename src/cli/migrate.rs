@@ -6,8 +6,8 @@ use super::failure::Failure;
 use super::output;
 use crate::assemble;
 use crate::settings::Settings;
+use crate::store::Store;
 use crate::store::migrate::{self, ApplyOptions, Plan, RollbackOptions, Target};
-use crate::store::{self, Store};
 
 /// Create or change the collection as `migrations/` declares it.
 #[derive(Debug, Args)]
@@ -39,9 +39,7 @@ enum Command {
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let target = assemble::migration_target(settings)?;
     super::block_on(async {
-        let store = store::connect(&settings.store)
-            .await
-            .map_err(Failure::failed)?;
+        let store = assemble::connect_store(settings).await?;
         let outcome = migrate(store.as_ref(), &target, arguments).await;
         store.close().await.map_err(Failure::failed)?;
         outcome

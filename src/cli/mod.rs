@@ -102,7 +102,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 fn execute(command_line: CommandLine) -> Result<(), Failure> {
-    let mut settings = Settings::load(&Origins::of_process(command_line.config))?;
+    let mut settings = Settings::load(&Origins::of_process(command_line.config)?)?;
     // A backfill tells a log how far it is; who sits before it sees a bar.
     let serves = match command_line.command {
         Command::Run(_) => true,

@@ -2,15 +2,20 @@
 //! means for whoever waits.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 
+use super::settings::KafkaSettings;
 use crate::source::SourceError;
+
+/// How long to listen for why nothing answers.
+const FAULTS_WAIT: Duration = Duration::from_millis(100);
 
 /// The last fault that a client spoke of, for messages that say why nothing answers.
 #[derive(Debug, Clone, Default)]
@@ -116,6 +121,48 @@ pub(super) fn is_permanent(code: RDKafkaErrorCode) -> bool {
             | Code::SSL
             | Code::InvalidArgument
     )
+}
+
+/// Listens for why nothing answers. Faults arrive with the poll, among log lines that it hides; a
+/// consumer without subscription delivers nothing else.
+pub(super) fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
+    let until = Instant::now() + FAULTS_WAIT;
+    while Instant::now() < until {
+        consumer.poll(FAULTS_WAIT / 10);
+    }
+}
+
+/// What to say where a broker refuses us, which no waiting mends.
+pub(super) fn refusal(faults: &Faults, settings: &KafkaSettings) -> Option<SourceError> {
+    let fault = faults.last()?;
+    fault.code.is_some_and(is_permanent).then(|| {
+        SourceError::Fatal(format!(
+            "kafka refuses the connection: {}; check kafka.properties (security.protocol, sasl.*, \
+             ssl.*) and kafka.brokers = {}",
+            fault.reason, settings.brokers
+        ))
+    })
+}
+
+/// What to say where nobody answered within `kafka.connect_timeout_ms`.
+pub(super) fn unreachable(
+    error: &KafkaError,
+    faults: &Faults,
+    settings: &KafkaSettings,
+) -> SourceError {
+    if let Some(refused) = refusal(faults, settings) {
+        return refused;
+    }
+    let reason = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut)
+        | None => faults.describe(),
+        Some(_) => error.to_string(),
+    };
+    SourceError::Fatal(format!(
+        "no kafka broker answered at kafka.brokers = {} within {} ms: {reason}; is the address right, \
+         is the broker up, does it need security.protocol in kafka.properties?",
+        settings.brokers, settings.connect_timeout_ms
+    ))
 }
 
 /// An error of the client as whoever waits must take it. `doing` begins the sentence.

@@ -1,7 +1,5 @@
 //! Questions to a broker outside of a run: is it there, does the topic exist, how far is the group?
 
-use std::time::Duration;
-
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::Offset;
@@ -25,7 +23,7 @@ pub struct GroupPosition {
 pub(super) struct Inspector {
     pub(super) consumer: BaseConsumer<Reporting>,
     reporting: Reporting,
-    within: Duration,
+    settings: KafkaSettings,
 }
 
 impl Inspector {
@@ -38,7 +36,7 @@ impl Inspector {
         Ok(Self {
             consumer,
             reporting,
-            within: settings.connect_timeout(),
+            settings: settings.clone(),
         })
     }
 
@@ -46,8 +44,11 @@ impl Inspector {
     pub(super) fn partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
         let metadata = self
             .consumer
-            .fetch_metadata(Some(topic), self.within)
-            .map_err(|_| SourceError::Fatal(self.reporting.faults.describe()))?;
+            .fetch_metadata(Some(topic), self.settings.connect_timeout())
+            .map_err(|error| {
+                client::listen(&self.consumer);
+                client::unreachable(&error, &self.reporting.faults, &self.settings)
+            })?;
         let known = metadata.topics().iter().find(|known| known.name() == topic);
         Ok(known
             .filter(|known| known.error().is_none())
@@ -122,7 +123,7 @@ pub fn group_positions(settings: &KafkaSettings) -> Result<Vec<GroupPosition>, S
     }
     let committed = inspector
         .consumer
-        .committed_offsets(wanted, inspector.within)
+        .committed_offsets(wanted, settings.connect_timeout())
         .map_err(|error| client::source_error("the committed offsets cannot be read", &error))?;
     Ok(committed
         .elements()

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client;
 use super::committer::{self, Committer};
@@ -29,8 +28,6 @@ const MAX_CHUNK_RECORDS: usize = 1024;
 const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often the client says how far behind it is.
 const LAG_INTERVAL_MS: &str = "5000";
-/// How long to listen for why nothing answers.
-const FAULTS_WAIT: Duration = Duration::from_millis(100);
 const WATCH_TICK: Duration = Duration::from_millis(10);
 /// How long leaving the group may take before the thread is left behind.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -233,38 +230,12 @@ fn connect(
         let Err(error) = answer else {
             return Ok(());
         };
-        // Faults arrive with the poll, among log lines that it hides; before the subscription it
-        // delivers nothing else.
-        let faults_until = Instant::now() + FAULTS_WAIT;
-        while Instant::now() < faults_until {
-            consumer.poll(FAULTS_WAIT / 10);
-        }
-        let refused = shared
-            .faults
-            .last()
-            .filter(|fault| fault.code.is_some_and(client::is_permanent));
-        if let Some(fault) = refused {
-            return Err(SourceError::Fatal(format!(
-                "kafka refuses the connection: {}; check kafka.properties (security.protocol, sasl.*, \
-                 ssl.*) and kafka.brokers = {}",
-                fault.reason, settings.brokers
-            )));
+        client::listen(consumer);
+        if let Some(refused) = client::refusal(&shared.faults, settings) {
+            return Err(refused);
         }
         if Instant::now() >= deadline {
-            return Err(unreachable(&error, shared, settings));
+            return Err(client::unreachable(&error, &shared.faults, settings));
         }
     }
-}
-
-fn unreachable(error: &KafkaError, shared: &Shared, settings: &KafkaSettings) -> SourceError {
-    let reason = match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut)
-        | None => shared.faults.describe(),
-        Some(_) => error.to_string(),
-    };
-    SourceError::Fatal(format!(
-        "no kafka broker answered at kafka.brokers = {} within {} ms: {reason}; is the address right, \
-         is the broker up, does it need security.protocol in kafka.properties?",
-        settings.brokers, settings.connect_timeout_ms
-    ))
 }

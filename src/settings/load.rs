@@ -1,17 +1,17 @@
 //! Where settings come from: the built-in `config/default.toml`, the file of an environment, the file
 //! of the command line, then environment variables; the later wins.
 //!
-//! Owns the merged tree and the origin of each value; must not know what a section means. The names
-//! of all keys stand in `config/default.toml`, commented out where they are unset, so that a
-//! misspelt key is found here and answered with the nearest one that exists.
+//! Owns the merged tree and the origin of each value; must not know what a section means.
 
-use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 
 use super::SettingsError;
+use super::secret::{is_secret, shown};
+use super::shape::{OPEN_TABLES, Shape};
 
 /// Every key with its documentation and its default.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -22,8 +22,8 @@ const PREFIX: &str = "TCBERT__";
 /// Names the environment whose file (`config/NAME.toml`) is read between defaults and `--config`.
 const ENVIRONMENT_VARIABLE: &str = "TCBERT_ENV";
 
-/// Tables whose keys are the user's own.
-const OPEN_TABLES: [&str; 2] = ["kafka.properties", "dead_letter.properties"];
+/// How the origin of a variable's value begins.
+const OF_VARIABLE: &str = "the environment variable ";
 
 /// Where to look for settings.
 #[derive(Debug, Clone, Default)]
@@ -36,17 +36,32 @@ pub struct Origins {
 
 impl Origins {
     /// The process's own environment, and `file` of the command line.
-    pub fn of_process(file: Option<PathBuf>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Where a variable of ours is no UTF-8.
+    pub fn of_process(file: Option<PathBuf>) -> Result<Self, SettingsError> {
+        Ok(Self {
             file,
-            variables: std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
-                })
-                .filter(|(name, _)| name.starts_with(PREFIX) || name == ENVIRONMENT_VARIABLE)
-                .collect(),
-        }
+            variables: variables(std::env::vars_os())?,
+        })
     }
+}
+
+/// Those of the variables that concern us. One that cannot be read is refused: dropped in silence, the
+/// default would be used instead.
+fn variables(
+    all: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, SettingsError> {
+    all.map(|(name, value)| (name.to_string_lossy().into_owned(), value))
+        .filter(|(name, _)| name.starts_with(PREFIX) || name == ENVIRONMENT_VARIABLE)
+        .map(|(name, value)| match value.into_string() {
+            Ok(value) => Ok((name, value)),
+            Err(_) => Err(SettingsError::Unreadable {
+                origin: format!("{OF_VARIABLE}{name}"),
+                reason: "its value is not UTF-8".to_owned(),
+            }),
+        })
+        .collect()
 }
 
 /// The merged settings, each value with where it came from.
@@ -58,11 +73,10 @@ pub(super) struct Tree {
 impl Tree {
     /// Reads and merges all origins and refuses keys that do not exist.
     pub(super) fn load(origins: &Origins) -> Result<Self, SettingsError> {
-        let known = known_keys(DEFAULT_TOML);
         let mut builder =
             Config::builder().add_source(File::from_str(DEFAULT_TOML, FileFormat::Toml));
-        for path in files(origins)? {
-            builder = builder.add_source(File::from(path.as_path()).format(FileFormat::Toml));
+        for path in files(origins) {
+            builder = builder.add_source(Given::read(&path)?);
         }
         let merged = builder
             .add_source(Variables(origins.variables.clone()))
@@ -70,7 +84,7 @@ impl Tree {
             .map_err(describe)?;
         let mut root = merged.cache;
         flatten_open_tables(&mut root);
-        refuse_unknown(&root, &known)?;
+        Shape::read(DEFAULT_TOML).check(&root)?;
         Ok(Self { root })
     }
 
@@ -89,87 +103,117 @@ impl Tree {
             .map_err(|error| locate::<T>(name, &value, &error))
     }
 
-    /// Where the value of `section.key` came from.
+    /// Where the value of `section.key` came from; the key may lead into a table below the section.
     pub(super) fn origin(&self, section: &str, key: &str) -> String {
-        let value = lookup(&self.root, section).and_then(|table| lookup(table, key));
-        origin_of(value)
+        origin_of(lookup(&self.root, section).and_then(|table| lookup(table, key)))
     }
 }
 
+/// Keys of an open table hold dots themselves, others are a path through tables.
 fn lookup<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
-    match &value.kind {
-        ValueKind::Table(table) => table.get(key),
-        _ => None,
-    }
+    let ValueKind::Table(table) = &value.kind else {
+        return None;
+    };
+    table.get(key).or_else(|| {
+        let (head, rest) = key.split_once('.')?;
+        lookup(table.get(head)?, rest)
+    })
 }
 
-fn origin_of(value: Option<&Value>) -> String {
+/// Tables carry no origin of their own; what stands in them does.
+pub(super) fn origin_of(value: Option<&Value>) -> String {
     value
-        .and_then(Value::origin)
+        .and_then(|value| first_leaf(value).origin())
         .unwrap_or("the built-in defaults")
         .to_owned()
 }
 
-/// The files to read, in order; one that was named and is missing is an error.
-fn files(origins: &Origins) -> Result<Vec<PathBuf>, SettingsError> {
-    let mut files = Vec::new();
+fn first_leaf(value: &Value) -> &Value {
+    match &value.kind {
+        ValueKind::Table(table) => table.values().next().map_or(value, first_leaf),
+        _ => value,
+    }
+}
+
+/// Whether a value is a variable's, which holds text whatever its key takes.
+pub(super) fn from_environment(value: &Value) -> bool {
+    value
+        .origin()
+        .is_some_and(|origin| origin.starts_with(OF_VARIABLE))
+}
+
+/// The files to read, in order.
+fn files(origins: &Origins) -> Vec<PathBuf> {
     let environment = origins
         .variables
         .iter()
-        .find(|(name, value)| name == ENVIRONMENT_VARIABLE && !value.is_empty());
-    if let Some((_, name)) = environment {
-        files.push(Path::new("config").join(format!("{name}.toml")));
-    }
-    files.extend(origins.file.clone());
-    for file in &files {
+        .find(|(name, value)| name == ENVIRONMENT_VARIABLE && !value.is_empty())
+        .map(|(_, name)| Path::new("config").join(format!("{name}.toml")));
+    environment
+        .into_iter()
+        .chain(origins.file.clone())
+        .collect()
+}
+
+/// A file whose values name it as the user did; the library would name it relative to the current
+/// folder.
+#[derive(Debug, Clone)]
+struct Given {
+    name: String,
+    text: String,
+}
+
+impl Given {
+    /// One that is missing or no TOML is an error.
+    fn read(file: &Path) -> Result<Self, SettingsError> {
         if !file.is_file() {
-            return Err(SettingsError::MissingFile { file: file.clone() });
+            return Err(SettingsError::MissingFile {
+                file: file.to_owned(),
+            });
         }
-        check_syntax(file)?;
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file).map_err(|error| SettingsError::Unreadable {
+            origin: name.clone(),
+            reason: error.to_string(),
+        })?;
+        check_syntax(&name, &text)?;
+        Ok(Self { name, text })
     }
-    Ok(files)
+}
+
+impl Source for Given {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        let values = File::from_str(&self.text, FileFormat::Toml).collect()?;
+        Ok(named(values, &self.name))
+    }
+}
+
+fn named(values: Map<String, Value>, origin: &str) -> Map<String, Value> {
+    let name = |(key, value): (String, Value)| {
+        let value = match value.kind {
+            ValueKind::Table(inner) => Value::from(named(inner, origin)),
+            kind => Value::new(Some(&origin.to_owned()), kind),
+        };
+        (key, value)
+    };
+    values.into_iter().map(name).collect()
 }
 
 /// Finds errors of syntax first: the parser's own text quotes the line, which may hold a secret.
-fn check_syntax(file: &Path) -> Result<(), SettingsError> {
-    let unreadable = |reason: String| SettingsError::Unreadable {
-        origin: file.display().to_string(),
-        reason,
-    };
-    let text = std::fs::read_to_string(file).map_err(|error| unreadable(error.to_string()))?;
-    let Err(error) = toml::from_str::<toml::Table>(&text) else {
+fn check_syntax(name: &str, text: &str) -> Result<(), SettingsError> {
+    let Err(error) = toml::from_str::<toml::Table>(text) else {
         return Ok(());
     };
     let before = error.span().and_then(|span| text.get(..span.start));
     let line = before.map_or(1, |before| before.matches('\n').count() + 1);
-    Err(unreadable(format!("line {line}: {}", error.message())))
-}
-
-/// All keys that `default.toml` names, `section.key`, those in comments (`# key = value`) included.
-fn known_keys(toml: &str) -> BTreeSet<String> {
-    let mut section = String::new();
-    let mut known = BTreeSet::new();
-    for line in toml.lines() {
-        let line = line.trim();
-        if let Some(header) = line
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
-            section = header.to_owned();
-            known.insert(section.clone());
-            continue;
-        }
-        let statement = line.strip_prefix("# ").unwrap_or(line);
-        if let Some((key, _)) = statement.split_once(" = ")
-            && !key.is_empty()
-            && key
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-        {
-            known.insert(format!("{section}.{key}"));
-        }
-    }
-    known
+    Err(SettingsError::Unreadable {
+        origin: name.to_owned(),
+        reason: format!("line {line}: {}", error.message()),
+    })
 }
 
 /// Joins `sasl.password = ..` written without quotes below an open table into one dotted key.
@@ -214,73 +258,6 @@ fn flatten(prefix: &str, entries: &Map<String, Value>, flat: &mut Map<String, Va
     }
 }
 
-fn refuse_unknown(root: &Value, known: &BTreeSet<String>) -> Result<(), SettingsError> {
-    let ValueKind::Table(sections) = &root.kind else {
-        return Ok(());
-    };
-    let mut unknown: Vec<(String, String)> = Vec::new();
-    for (section, value) in sections {
-        let ValueKind::Table(entries) = &value.kind else {
-            unknown.push((section.clone(), origin_of(Some(value))));
-            continue;
-        };
-        for (key, value) in entries {
-            let path = format!("{section}.{key}");
-            if !known.contains(&path) {
-                unknown.push((path, origin_of(Some(first_leaf(value)))));
-            }
-        }
-    }
-    unknown.sort();
-    match unknown.into_iter().next() {
-        None => Ok(()),
-        Some((key, origin)) => Err(SettingsError::UnknownKey {
-            nearest: nearest(&key, known),
-            key,
-            origin,
-        }),
-    }
-}
-
-/// Tables carry no origin of their own; what stands in them does.
-fn first_leaf(value: &Value) -> &Value {
-    match &value.kind {
-        ValueKind::Table(table) => table.values().next().map_or(value, first_leaf),
-        _ => value,
-    }
-}
-
-/// The known key with the fewest edits, where that is few enough to be a slip.
-fn nearest(key: &str, known: &BTreeSet<String>) -> Option<String> {
-    known
-        .iter()
-        .filter(|candidate| candidate.contains('.'))
-        .map(|candidate| (edit_distance(key, candidate), candidate))
-        .min()
-        .filter(|(distance, _)| *distance <= key.len() / 3)
-        .map(|(_, candidate)| candidate.clone())
-}
-
-/// Levenshtein's distance in bytes.
-fn edit_distance(left: &str, right: &str) -> usize {
-    let right = right.as_bytes();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut before = i + 1;
-        let mut next = vec![before];
-        for (above, r) in row.iter().skip(1).zip(right) {
-            before = (diagonal + usize::from(l != *r))
-                .min(above + 1)
-                .min(before + 1);
-            diagonal = *above;
-            next.push(before);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
-}
-
 fn describe(error: ConfigError) -> SettingsError {
     match error {
         ConfigError::FileParse { uri, cause } => SettingsError::Unreadable {
@@ -319,8 +296,9 @@ fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: &ConfigError
                 return SettingsError::WrongType {
                     key: format!("{section}.{key}"),
                     value: shown(key, entry),
-                    origin: origin_of(Some(first_leaf(entry))),
-                    reason: reason_of(error, is_secret(key)),
+                    origin: origin_of(Some(entry)),
+                    reason: allowed_words::<T>(key, entry)
+                        .unwrap_or_else(|| reason_of(error, is_secret(key))),
                 };
             }
         }
@@ -333,29 +311,19 @@ fn locate<T: DeserializeOwned>(section: &str, value: &Value, error: &ConfigError
     }
 }
 
-/// The value as the user would recognise it; secrets are never shown.
-fn shown(key: &str, value: &Value) -> String {
-    if is_secret(key) {
-        "(secret)".to_owned()
-    } else {
-        value.to_string()
-    }
-}
-
-/// Whether a key's value must stay out of messages.
-pub(super) fn is_secret(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    !key.ends_with("_file")
-        && [
-            "password",
-            "secret",
-            "api_key",
-            "token",
-            "properties",
-            "ssl.key.pem",
-        ]
-        .iter()
-        .any(|part| key.contains(part))
+/// What the key allows, where it allows only certain words. Another format's reader is asked: the
+/// library's own says only that the word is none of them.
+fn allowed_words<T: DeserializeOwned>(key: &str, value: &Value) -> Option<String> {
+    let ValueKind::String(word) = &value.kind else {
+        return None;
+    };
+    let section = toml::Table::from_iter([(key.to_owned(), toml::Value::from(word.as_str()))]);
+    let error = section.try_into::<T>().err()?;
+    let message = error.message().lines().next().unwrap_or_default();
+    let (_, words) = message
+        .strip_prefix("unknown variant ")?
+        .split_once(", expected ")?;
+    Some(format!("allowed is {}", words.replace('`', "\"")))
 }
 
 /// Environment variables as a source that keeps each one's name as the value's origin.
@@ -373,7 +341,7 @@ impl Source for Variables {
             let Some(path) = name.strip_prefix(PREFIX) else {
                 continue;
             };
-            let origin = format!("the environment variable {name}");
+            let origin = format!("{OF_VARIABLE}{name}");
             let path = path.to_ascii_lowercase();
             let mut parts = path.splitn(3, "__");
             let section = parts.next().unwrap_or_default().to_owned();
@@ -415,5 +383,25 @@ fn merge(sections: &mut Map<String, Value>, section: String, (key, value): (Stri
         _ => {
             table.insert(key, value);
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn a_variable_that_is_no_text_is_named() {
+        let value = OsString::from_vec(vec![b'a', 0xff]);
+        let error = variables([("TCBERT__KAFKA__TOPIC".into(), value.clone())].into_iter());
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.contains("TCBERT__KAFKA__TOPIC") && text.contains("UTF-8"),
+            "{text}"
+        );
+        let other = variables([("OTHER".into(), value)].into_iter());
+        assert_eq!(other, Ok(Vec::new()));
     }
 }

@@ -3,6 +3,8 @@
 //! Settings are read once, at the edge; stages get built values. The only place that names `config`.
 
 mod load;
+mod secret;
+mod shape;
 
 use std::path::PathBuf;
 
@@ -78,7 +80,7 @@ impl Settings {
             out_of_bounds.extend(violations.into_iter().map(|violation| OutOfBounds {
                 origin: tree.origin(section, &violation.key),
                 key: format!("{section}.{}", violation.key),
-                value: if load::is_secret(&violation.key) {
+                value: if secret::is_secret(&violation.key) {
                     "(secret)".to_owned()
                 } else {
                     violation.value

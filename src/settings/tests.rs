@@ -144,3 +144,142 @@ fn a_broken_line_does_not_show_the_secret_on_it() {
         "{text}"
     );
 }
+
+#[test]
+fn counts_of_tokens_are_no_secrets() {
+    let text = message("[tagging]\nmax_tokens = 7\n[batch]\ntoken_budget = -1", &[]);
+    assert!(text.contains("-1"), "{text}");
+    let text = message("[tagging]\nmax_tokens = 7", &[]);
+    assert!(text.contains("\"7\""), "{text}");
+}
+
+#[test]
+fn a_password_in_an_address_is_not_shown() {
+    let url = "http://me:hunter2@host:6334";
+    let toml = format!("[store]\nkind = \"qdrant\"\nurl = \"{url}\"");
+    for text in [
+        message(&toml, &[]),
+        message(&format!("[store]\nbatch_points = \"{url}\""), &[]),
+    ] {
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("@host:6334"), "{text}");
+    }
+}
+
+#[test]
+fn a_key_with_a_line_break_is_refused_unseen() {
+    let variables = [
+        ("TCBERT__STORE__KIND", "qdrant"),
+        ("TCBERT__STORE__API_KEY", "hunter\n2"),
+    ];
+    let text = message("", &variables);
+    assert!(!text.contains("hunter"), "{text}");
+    assert!(text.contains("TCBERT__STORE__API_KEY"), "{text}");
+}
+
+#[test]
+fn keys_below_tables_have_their_own_origin() {
+    for toml in [
+        "[decode.fields]\ntitle = \"title\"",
+        "[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"",
+    ] {
+        let text = message(toml, &[]);
+        assert!(text.contains(".toml"), "{text}");
+        assert!(!text.contains("built-in"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn an_unknown_key_below_a_closed_table_names_the_nearest() {
+    let text = message("[decode.fields]\ntitel = \"/t\"", &[]);
+    assert!(
+        text.contains("`decode.fields.titel`") && text.contains("`decode.fields.title`"),
+        "{text}"
+    );
+    let text = message("", &[("TCBERT__DECODE__FIELDS__TITEL", "/t")]);
+    assert!(text.contains("TCBERT__DECODE__FIELDS__TITEL"), "{text}");
+}
+
+#[test]
+fn a_value_of_another_kind_is_never_made_to_fit() {
+    for (toml, key) in [
+        (
+            "[kafka]\nsession_timeout_ms = 10000.7",
+            "kafka.session_timeout_ms",
+        ),
+        (
+            "[kafka]\nsession_timeout_ms = true",
+            "kafka.session_timeout_ms",
+        ),
+        (
+            "[kafka]\nsession_timeout_ms = 1e99",
+            "kafka.session_timeout_ms",
+        ),
+        (
+            "[kafka]\nsession_timeout_ms = \"10000\"",
+            "kafka.session_timeout_ms",
+        ),
+        ("[kafka]\ntopic = true", "kafka.topic"),
+        ("[kafka]\ntopic = 5", "kafka.topic"),
+        ("[kafka]\ntopic = [\"a\"]", "kafka.topic"),
+        ("[decode.fields]\ntitle = 5", "decode.fields.title"),
+        ("[tagging]\ncalibration = 1", "tagging.calibration"),
+        ("store = 5", "store"),
+        ("[kafka]\nproperties = 5", "kafka.properties"),
+    ] {
+        let text = message(toml, &[]);
+        assert!(text.contains(&format!("`{key}` is")), "{text}");
+        assert!(text.contains("expected "), "{text}");
+        assert!(text.contains(".toml"), "{text}");
+    }
+    load("[tagging]\nthreshold = 0\ncalibration = true", &[]).unwrap();
+}
+
+#[test]
+fn the_environment_is_parsed() {
+    let variables = [
+        ("TCBERT__KAFKA__SESSION_TIMEOUT_MS", "20000"),
+        ("TCBERT__TAGGING__THRESHOLD", "0.5"),
+        ("TCBERT__STORE__KEEP_TEXT", "true"),
+    ];
+    let settings = load("", &variables).unwrap();
+    assert_eq!(settings.kafka.session_timeout_ms, 20_000);
+    assert!(settings.store.keep_text);
+    for value in ["true", "10000.7", "1e4"] {
+        let text = message("", &[("TCBERT__KAFKA__SESSION_TIMEOUT_MS", value)]);
+        assert!(text.contains("whole number"), "{text}");
+    }
+    let text = message("", &[("TCBERT__STORE", "5")]);
+    assert!(text.contains("section"), "{text}");
+}
+
+#[test]
+fn a_word_that_is_none_of_those_allowed_is_answered_with_them() {
+    for (section, key, allowed) in [
+        ("store", "kind", "\"embedded\" or \"qdrant\""),
+        ("log", "format", "\"text\" or \"json\""),
+        ("decode", "format", "\"cloudevents\""),
+        ("decode", "id_from", "\"key\" or \"body\""),
+        ("decode", "text", "\"title_and_body\""),
+        ("model", "fallback", "\"none\""),
+        ("kafka", "on_missing_offset", "\"earliest\""),
+    ] {
+        let text = message(&format!("[{section}]\n{key} = \"qdrnt\""), &[]);
+        assert!(text.contains(allowed), "{text}");
+        assert!(text.contains(&format!("`{section}.{key}`")), "{text}");
+    }
+}
+
+#[test]
+fn the_file_is_named_as_it_was_given() {
+    let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    file.write_all(b"[kafka]\ntopics = 1").unwrap();
+    let error = Settings::load(&Origins {
+        file: Some(file.path().to_owned()),
+        variables: Vec::new(),
+    });
+    let text = error.unwrap_err().to_string();
+    let name = file.path().display().to_string();
+    assert!(text.contains(&format!("(from {name})")), "{text}");
+}

@@ -23,7 +23,7 @@ pub mod settings;
 pub mod version;
 
 pub use open::{Expectation, connect, open};
-pub use settings::{StoreKind, StoreSettings};
+pub use settings::{ApiKeyError, StoreKind, StoreSettings};
 
 /// What is written for one document.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tonic::codegen::http::Uri;
 
-use crate::bounds::{Violation, check_range};
+use crate::bounds::{Violation, check_range, without_user};
 use crate::store::StoreError;
 
 /// Most bytes of one request; a server takes 32 MB, writes get slow long before.
@@ -159,7 +159,7 @@ impl StoreSettings {
         let address = match Address::parse(&self.url) {
             Ok(address) => address,
             Err(allowed) => {
-                violations.push(Violation::new("url", &self.url, allowed));
+                violations.push(Violation::new("url", without_user(&self.url), allowed));
                 return;
             }
         };
@@ -170,11 +170,14 @@ impl StoreSettings {
                 "one of api_key and api_key_file",
             ));
         }
+        if self.api_key.is_set() && !is_header_value(&self.api_key.0) {
+            violations.push(Violation::new("api_key", "(secret)", ALLOWED_KEY));
+        }
         let has_key = self.api_key.is_set() || self.api_key_file.is_some();
         if has_key && !address.tls && !address.loopback {
             violations.push(Violation::new(
                 "url",
-                &self.url,
+                without_user(&self.url),
                 "an https address, because the API key would cross the network readable for all",
             ));
         }
@@ -183,27 +186,61 @@ impl StoreSettings {
     /// The key, from `api_key` or the file of `api_key_file`.
     ///
     /// # Errors
-    /// [`StoreError::Fatal`] where the file cannot be read or is empty.
-    pub fn resolve_api_key(&self) -> Result<Option<String>, StoreError> {
+    /// Where the file cannot be read, or the key in it is none.
+    pub fn resolve_api_key(&self) -> Result<Option<String>, ApiKeyError> {
         if self.api_key.is_set() {
             return Ok(Some(self.api_key.0.clone()));
         }
         let Some(path) = &self.api_key_file else {
             return Ok(None);
         };
-        let key = std::fs::read_to_string(path).map_err(|error| {
-            StoreError::Fatal(format!(
-                "cannot read store.api_key_file {}: {error}",
-                path.display()
-            ))
+        let key = std::fs::read_to_string(path).map_err(|error| ApiKeyError::Unreadable {
+            path: path.clone(),
+            reason: error.to_string(),
         })?;
         match key.trim() {
-            "" => Err(StoreError::Fatal(format!(
-                "store.api_key_file {} is empty",
-                path.display()
-            ))),
+            "" => Err(ApiKeyError::Empty { path: path.clone() }),
+            key if !is_header_value(key) => Err(ApiKeyError::NoKey { path: path.clone() }),
             key => Ok(Some(key.to_owned())),
         }
+    }
+}
+
+/// What a key may be: it travels as the value of a header.
+const ALLOWED_KEY: &str = "visible ASCII characters on one line, without blanks";
+
+fn is_header_value(key: &str) -> bool {
+    key.chars().all(|letter| letter.is_ascii_graphic())
+}
+
+/// Why the file of `store.api_key_file` gives no key. Never shows what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApiKeyError {
+    /// It is missing, or no text.
+    #[error("cannot read store.api_key_file {}: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// Nothing is in it.
+    #[error("store.api_key_file {} is empty; it holds the key and nothing else", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What is in it cannot be a key.
+    #[error("store.api_key_file {} holds no key; allowed is {ALLOWED_KEY}", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl From<ApiKeyError> for StoreError {
+    fn from(error: ApiKeyError) -> Self {
+        Self::Fatal(error.to_string())
     }
 }
 
@@ -232,6 +269,11 @@ pub(crate) struct Address {
 impl Address {
     pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
         const ALLOWED: &str = "an address such as http://localhost:6334 or https://host:6334";
+        const NO_USER: &str = "an address such as https://host:6334 without user and password, which \
+                               are not taken; a key belongs to store.api_key";
+        if url.contains('@') {
+            return Err(NO_USER);
+        }
         let uri = Uri::from_str(url).map_err(|_| ALLOWED)?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
@@ -355,6 +397,27 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_no_header_value_is_refused_unseen() {
+        for key in ["hunter\n2", "hunter 2", "hünter2", "\u{7f}"] {
+            let mut settings = server("http://localhost:6334");
+            settings.api_key = ApiKey::new(key);
+            let mut violations = Vec::new();
+            settings.validate(&mut violations);
+            let shown: Vec<_> = violations.iter().map(|it| (&*it.key, &*it.value)).collect();
+            assert_eq!(shown, [("api_key", "(secret)")]);
+        }
+    }
+
+    #[test]
+    fn a_password_in_the_address_is_refused_unseen() {
+        let mut violations = Vec::new();
+        server("http://me:hunter2@host:6334").validate(&mut violations);
+        let violation = violations.first().unwrap();
+        assert_eq!(violation.value, "http://(secret)@host:6334");
+        assert!(violation.allowed.contains("store.api_key"));
+    }
+
+    #[test]
     fn no_debug_output_shows_the_key() {
         let mut settings = server("http://localhost:6334");
         settings.api_key = ApiKey::new("hunter2");
@@ -372,7 +435,11 @@ mod tests {
         std::fs::write(&path, "\n").unwrap();
         assert!(matches!(
             settings.resolve_api_key(),
-            Err(StoreError::Fatal(_))
+            Err(ApiKeyError::Empty { .. })
         ));
+        std::fs::write(&path, "hunter\n2\n").unwrap();
+        let error = settings.resolve_api_key().unwrap_err();
+        assert!(matches!(error, ApiKeyError::NoKey { .. }));
+        assert!(!format!("{error} {error:?}").contains("hunter"));
     }
 }

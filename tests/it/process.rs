@@ -42,16 +42,12 @@ fn run(variables: &[(&str, &str)], arguments: &[&str], input: &[u8]) -> Output {
     output
 }
 
-/// Runs a command that must be refused, and gives what it said.
-fn refused(variables: &[(&str, &str)], arguments: &[&str]) -> String {
+/// Runs a command that must be refused, and gives its exit code and what it said.
+fn refused(variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String) {
     let started = Instant::now();
     let output = run(variables, arguments, b"");
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        matches!(output.status.code(), Some(1 | 2)),
-        "{:?}: {message}",
-        output.status
-    );
+    let code = output.status.code().unwrap();
     assert!(
         started.elapsed() < MESSAGE_BOUND,
         "it took {:?}: {message}",
@@ -62,7 +58,7 @@ fn refused(variables: &[(&str, &str)], arguments: &[&str]) -> String {
         1,
         "one message, not several: {message}"
     );
-    message
+    (code, message)
 }
 
 #[test]
@@ -74,37 +70,90 @@ fn wrong_configurations_are_told_in_one_message() {
         ("STORE__PATH", store.as_str()),
         ("KAFKA__TOPIC", TOPIC),
     ];
-    let with = |more: &[(&'static str, &'static str)], says: &[&str]| {
+    let with = |more: &[(&'static str, &'static str)], exit: i32, says: &[&str]| {
         let variables: Vec<(&str, &str)> =
             base.iter().copied().chain(more.iter().copied()).collect();
-        let message = refused(&variables, &["run"]);
+        let (code, message) = refused(&variables, &["run"]);
+        assert_eq!(code, exit, "{message}");
         for part in says {
             assert!(message.contains(part), "{part:?} is missing in {message}");
         }
+        assert!(!message.contains("hunter"), "{message}");
     };
     with(
         &[("KAFKA__BROKRS", "x:1")],
+        2,
         &["kafka.brokrs", "kafka.brokers"],
     );
     with(
         &[("KAFKA__BROKERS", "127.0.0.1:99999")],
+        2,
         &["99999", "65535"],
     );
-    with(&[("MODEL__BUNDLE", "no/such/bundle")], &["no/such/bundle"]);
+    for (key, value) in [
+        ("MODEL__BUNDLE", "no/such/bundle"),
+        ("MODEL__RUNTIME_LIBRARY", "no/such/libonnxruntime.so"),
+        ("MODEL__DEVICE", "cuda:0"),
+        ("TAGGING__TAXONOMY", "nwes"),
+        ("TAGGING__WHITENING", "no/such/whitening"),
+    ] {
+        with(&[(key, value)], 2, &[value]);
+    }
+    with(&[("KAFKA__BROKERS", "127.0.0.1:1")], 1, &["127.0.0.1:1"]);
+    let server = ("STORE__KIND", "qdrant");
     with(
-        &[("MODEL__RUNTIME_LIBRARY", "no/such/libonnxruntime.so")],
-        &["no/such/libonnxruntime.so"],
+        &[server, ("STORE__URL", "http://127.0.0.1:1")],
+        1,
+        &["127.0.0.1:1", "Connection refused", "store.url"],
     );
-    with(&[("MODEL__DEVICE", "cuda:0")], &["cuda:0"]);
-    with(&[("TAGGING__TAXONOMY", "nwes")], &["nwes", "news"]);
-    with(&[("KAFKA__BROKERS", "127.0.0.1:1")], &["127.0.0.1:1"]);
     with(
-        &[
-            ("STORE__KIND", "qdrant"),
-            ("STORE__URL", "http://127.0.0.1:1"),
-        ],
-        &["127.0.0.1:1"],
+        &[server, ("STORE__URL", "http://me:hunter2@127.0.0.1:1")],
+        2,
+        &["store.url", "store.api_key"],
     );
+    with(
+        &[server, ("STORE__API_KEY", "hunter\n2")],
+        2,
+        &["store.api_key", "(secret)"],
+    );
+    with(
+        &[server, ("STORE__API_KEY_FILE", "no/such/key")],
+        2,
+        &["store.api_key_file", "no/such/key"],
+    );
+}
+
+#[test]
+fn doctor_tells_a_fresh_installation_that_it_is_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store").display().to_string();
+    let finding = |variables: &[(&str, &str)], name: &str| {
+        let base = [
+            ("STORE__PATH", store.as_str()),
+            ("KAFKA__BROKERS", "127.0.0.1:1"),
+            ("KAFKA__CONNECT_TIMEOUT_MS", "500"),
+        ];
+        let output = run(&[&base[..], variables].concat(), &["doctor", "--json"], b"");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = report["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == name).unwrap();
+        (
+            check["passed"] == true,
+            check["finding"].as_str().unwrap().to_owned(),
+        )
+    };
+    let (passed, said) = finding(&[], "store");
+    assert!(passed && said.contains("first run"), "{said}");
+    let (passed, said) = finding(&[("STORE__APPLY_MIGRATIONS", "false")], "store");
+    assert!(!passed && said.contains("migrate apply"), "{said}");
+    let (passed, said) = finding(&[("MODEL__BUNDLE", "no/such/bundle")], "store");
+    assert!(!passed && said.contains("not checked"), "{said}");
+    let (passed, said) = finding(&[], "broker");
+    assert!(
+        !passed && said.contains("kafka.brokers = 127.0.0.1:1"),
+        "{said}"
+    );
+    assert!(said.contains("security.protocol"), "{said}");
 }
 
 #[test]

@@ -262,11 +262,8 @@ impl Reader {
         let metadata = consumer
             .fetch_metadata(Some(&topic), kafka.connect_timeout())
             .map_err(|error| {
-                let reason = reporting.faults.describe();
-                SourceError::Fatal(format!(
-                    "no kafka broker answered at kafka.brokers = {}: {error}: {reason}",
-                    kafka.brokers
-                ))
+                client::listen(&consumer);
+                client::unreachable(&error, &reporting.faults, kafka)
             })?;
         let known = metadata.topics().iter().find(|known| known.name() == topic);
         let partitions: Vec<TopicPartition> = known

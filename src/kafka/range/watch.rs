@@ -50,9 +50,7 @@ impl Watch {
         let inspector = Inspector::new(settings)?;
         let mut partitions = Vec::new();
         for topic in settings.topics() {
-            let numbers = inspector
-                .partitions(topic)
-                .map_err(|error| unreachable(settings, &error))?;
+            let numbers = inspector.partitions(topic)?;
             if numbers.is_empty() {
                 return Err(SourceError::Fatal(format!(
                     "the topic {topic} does not exist, so that there is nothing to read (kafka.topic)"
@@ -194,12 +192,4 @@ fn patiently<T>(
             answer => return answer,
         }
     }
-}
-
-fn unreachable(settings: &KafkaSettings, error: &SourceError) -> SourceError {
-    SourceError::Fatal(format!(
-        "no kafka broker answered at kafka.brokers = {} within {} ms: {error}; is the address right, \
-         is the broker up, does it need security.protocol in kafka.properties?",
-        settings.brokers, settings.connect_timeout_ms
-    ))
 }

@@ -2,8 +2,10 @@
 //! words, and the guard that turns the engine's panics into errors. Knows no files and no bounds.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
 
 use qdrant_edge::{
     CountRequest, EdgeShard, Filter, NamedQuery, OperationError, PointIdsList,
@@ -19,6 +21,9 @@ use crate::store::embedded::folder::is_full;
 use crate::store::point::{is_marker, key};
 use crate::store::version::{may_replace, read_version};
 use crate::store::{PointFilter, PointWrite, SearchHit, StoreError};
+
+/// How the errors begin that the engine does not recover from.
+pub(super) const ENGINE_FAILED: &str = "the engine of the embedded store failed";
 
 pub(super) struct Collection {
     pub(super) shard: EdgeShard,
@@ -179,17 +184,42 @@ impl Collection {
     }
 }
 
+thread_local! {
+    /// Whether this thread is in the engine, whose panics become errors.
+    static IN_ENGINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps panics that [`guard`] catches off standard error: the error says what happened. All others
+/// are told as before.
+fn quieten_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = take_hook();
+        set_hook(Box::new(move |panic| {
+            if IN_ENGINE.get() {
+                tracing::debug!(%panic, "caught in the engine of the embedded store");
+            } else {
+                before(panic);
+            }
+        }));
+    });
+}
+
 /// Calls the engine; a panic of its own becomes an error. What it was doing then is unknown, so
 /// that the shard is closed after (see `Engine::heed`).
 pub(super) fn guard<T>(call: impl FnOnce() -> Result<T, OperationError>) -> Result<T, StoreError> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    quieten_panics();
+    let was_inside = IN_ENGINE.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(call));
+    IN_ENGINE.set(was_inside);
+    match outcome {
         Ok(result) => result.map_err(|error| convert::error(&error)),
         Err(panic) => {
             let text = panic_text(&*panic);
             Err(if is_full(&text) {
                 StoreError::Full(text)
             } else {
-                StoreError::Fatal(format!("the engine of the embedded store failed: {text}"))
+                StoreError::Fatal(format!("{ENGINE_FAILED}: {text}"))
             })
         }
     }

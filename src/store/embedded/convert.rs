@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::document::RecordPosition;
+use crate::store::embedded::collection::ENGINE_FAILED;
 use crate::store::embedded::folder::is_full;
 use crate::store::point::{into_stored, key};
 use crate::store::{IndexKind, PointFilter, PointWrite, StoreError};
@@ -126,7 +127,9 @@ pub(super) fn error(error: &OperationError) -> StoreError {
         | OperationError::MissingMapIndexForFacet { .. }
         | OperationError::VariableTypeError { .. }
         | OperationError::NonFiniteNumber { .. } => StoreError::Rejected(text),
-        OperationError::InconsistentStorage { .. } => StoreError::Fatal(text),
+        OperationError::InconsistentStorage { .. } => {
+            StoreError::Fatal(format!("{ENGINE_FAILED}: {text}"))
+        }
         _ if is_full(&text) => StoreError::Full(text),
         OperationError::ServiceError { .. }
         | OperationError::OutOfMemory { .. }

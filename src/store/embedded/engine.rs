@@ -95,8 +95,8 @@ impl Engine {
             StoreError::Transient(reason)
             | StoreError::Rejected(reason)
             | StoreError::Fatal(reason) => StoreError::Fatal(format!(
-                "cannot open the embedded store in {}: {reason}; if the folder is damaged, move it \
-                 away and run a backfill",
+                "cannot open the embedded store in {} (store.path): {reason}; if the folder is \
+                 damaged, move it away and run a backfill",
                 path.display()
             )),
         })?;
@@ -154,8 +154,7 @@ impl Engine {
             State::Open(collection) => Ok(collection),
             State::Failed(error) => Err(error.clone()),
             State::Absent | State::Suspended => Err(StoreError::Fatal(format!(
-                "the collection {:?} does not exist; create it with `tcbert-worker migrate apply` \
-                 or set store.apply_migrations",
+                "the collection {:?} does not exist; create it with `tcbert-worker migrate apply`",
                 self.folder.collection()
             ))),
         }

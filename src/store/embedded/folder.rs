@@ -196,7 +196,11 @@ impl Folder {
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> StoreError {
-    let message = format!("cannot use {}: {error}", path.display());
+    let message = format!(
+        "cannot use {} of the embedded store: {error}; check that store.path leads to a folder on a \
+         disk that works and that this user may write",
+        path.display()
+    );
     if is_full(&error.to_string()) {
         StoreError::Full(message)
     } else {
@@ -222,9 +226,14 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unusable(path, &error)),
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| StoreError::Fatal(format!("{} is damaged: {error}", path.display())))
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        StoreError::Fatal(format!(
+            "{} is damaged: {error}; move the folder {} of the embedded store (store.path) away \
+                 and run a backfill",
+            path.display(),
+            path.parent().unwrap_or(path).display()
+        ))
+    })
 }
 
 /// Replaces a file in one step: after a crash there is the old one or the new one.
@@ -258,6 +267,29 @@ mod tests {
         assert!(matches!(second, StoreError::Fatal(reason) if reason.contains("another process")));
         drop(first);
         assert!(Folder::open(root.path(), "documents").is_ok());
+    }
+
+    #[test]
+    fn a_damaged_file_says_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("aliases.json"), "{").unwrap();
+        let text = Folder::open(root.path(), "documents")
+            .err()
+            .unwrap()
+            .to_string();
+        for part in ["aliases.json", "store.path", "backfill"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_no_folder_names_the_setting() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = Folder::open(file.path(), "documents")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(text.contains("store.path"), "{text}");
     }
 
     #[test]

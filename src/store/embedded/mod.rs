@@ -5,6 +5,7 @@
 //! A write is answered only after a flush that did not fail.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
@@ -23,6 +24,7 @@ mod convert;
 mod engine;
 mod folder;
 
+use collection::ENGINE_FAILED;
 use engine::Engine;
 
 /// Commands that may wait for the thread; each caller waits for its answer, so that memory is
@@ -46,6 +48,7 @@ enum Command {
 /// Qdrant's engine in process, behind its thread.
 pub struct EmbeddedStore {
     commands: mpsc::Sender<Command>,
+    folder: PathBuf,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -58,6 +61,7 @@ impl EmbeddedStore {
         let (commands, inbox) = mpsc::channel(WAITING_COMMANDS);
         let (opened, wait) = oneshot::channel();
         let settings = settings.clone();
+        let folder = settings.path.clone();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || match Engine::open(&settings) {
@@ -72,6 +76,7 @@ impl EmbeddedStore {
         wait.await.unwrap_or_else(|_| Err(gone()))?;
         Ok(Self {
             commands,
+            folder,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -87,7 +92,24 @@ impl EmbeddedStore {
             let _ = answer.send(question(engine));
         });
         self.send(Command::Job(job)).await?;
-        wait.await.unwrap_or_else(|_| Err(gone()))
+        self.answer(wait).await
+    }
+
+    /// Waits for an answer; a failure of the engine gets the folder and what to do with it.
+    async fn answer<T>(
+        &self,
+        wait: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match wait.await.unwrap_or_else(|_| Err(gone())) {
+            Err(StoreError::Fatal(reason)) if reason.starts_with(ENGINE_FAILED) => {
+                Err(StoreError::Fatal(format!(
+                    "{reason}; if the folder {} (store.path) is damaged, move it away and run a \
+                     backfill",
+                    self.folder.display()
+                )))
+            }
+            answer => answer,
+        }
     }
 
     async fn send(&self, command: Command) -> Result<(), StoreError> {
@@ -165,7 +187,7 @@ impl Store for EmbeddedStore {
             }
             let (answer, wait) = oneshot::channel();
             self.send(Command::Write(batch, answer)).await?;
-            wait.await.unwrap_or_else(|_| Err(gone()))
+            self.answer(wait).await
         })
     }
 

@@ -101,8 +101,7 @@ pub struct RollbackOptions {
 pub enum MigrateError {
     /// The collection has not been created.
     #[error(
-        "the collection {collection:?} does not exist; create it with `tcbert-worker migrate apply` \
-         or set store.apply_migrations"
+        "the collection {collection:?} does not exist; create it with `tcbert-worker migrate apply`"
     )]
     Missing {
         /// Its name.

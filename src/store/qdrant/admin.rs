@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::store::qdrant::QdrantStore;
 use crate::store::qdrant::convert::{DISTANCE, field_type};
-use crate::store::qdrant::error::{completed, from_client};
+use crate::store::qdrant::error::completed;
 use crate::store::{Admin, CollectionSpec, IndexKind, StoreError};
 
 /// What a server uses where the collection says nothing, in kilobytes.
@@ -35,7 +35,7 @@ impl QdrantStore {
             .vectors_config(vectors)
             .metadata(metadata);
         let answer = self.client.create_collection(request).await;
-        answer.map(drop).map_err(from_client)
+        answer.map(drop).map_err(|error| self.failed(error))
     }
 
     async fn drop_index_of(&self, key: String) -> Result<(), StoreError> {
@@ -49,7 +49,7 @@ impl QdrantStore {
         let request =
             DeleteFieldIndexCollectionBuilder::new(self.collection_name(), key).wait(true);
         let answer = self.client.delete_field_index(request).await;
-        completed(&answer.map_err(from_client)?)
+        completed(&answer.map_err(|error| self.failed(error))?)
     }
 
     async fn move_alias(&self, alias: String, to: Option<String>) -> Result<(), StoreError> {
@@ -66,7 +66,7 @@ impl QdrantStore {
             }
         }
         .map(drop)
-        .map_err(from_client)
+        .map_err(|error| self.failed(error))
     }
 }
 
@@ -83,7 +83,7 @@ impl Admin for QdrantStore {
         Box::pin(async move {
             let name = self.collection_name();
             let answer = self.client.delete_collection(name).await;
-            answer.map(drop).map_err(from_client)
+            answer.map(drop).map_err(|error| self.failed(error))
         })
     }
 
@@ -96,7 +96,7 @@ impl Admin for QdrantStore {
             )
             .wait(true);
             let answer = self.client.create_field_index(request).await;
-            completed(&answer.map_err(from_client)?)
+            completed(&answer.map_err(|error| self.failed(error))?)
         })
     }
 
@@ -107,7 +107,10 @@ impl Admin for QdrantStore {
     fn graph_threshold(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(async move {
             let answer = self.client.collection_info(self.collection_name()).await;
-            let config = answer.map_err(from_client)?.result.and_then(|it| it.config);
+            let config = answer
+                .map_err(|error| self.failed(error))?
+                .result
+                .and_then(|it| it.config);
             let optimizers = config.and_then(|config| config.optimizer_config);
             Ok(optimizers
                 .and_then(|optimizers| optimizers.indexing_threshold)
@@ -121,7 +124,7 @@ impl Admin for QdrantStore {
             let request =
                 UpdateCollectionBuilder::new(self.collection_name()).optimizers_config(optimizers);
             let answer = self.client.update_collection(request).await;
-            answer.map(drop).map_err(from_client)
+            answer.map(drop).map_err(|error| self.failed(error))
         })
     }
 
@@ -139,7 +142,7 @@ impl Admin for QdrantStore {
                 ..UpdateCollection::default()
             };
             let answer = self.client.update_collection(request).await;
-            answer.map(drop).map_err(from_client)
+            answer.map(drop).map_err(|error| self.failed(error))
         })
     }
 

@@ -19,6 +19,8 @@ const FULL: [&str; 10] = [
     "Max payload storage size",
     "Max points",
 ];
+/// How the client begins where it cannot connect.
+const NO_CONNECTION: &str = "Failed to connect to ";
 /// Signs of a request that is too large, which some proxies answer as exhausted resources.
 const TOO_LARGE: [&str; 2] = ["larger than max", "message length too large"];
 
@@ -50,7 +52,11 @@ pub(super) fn from_status(status: &Status) -> StoreError {
         Code::NotFound => StoreError::Fatal(format!(
             "the collection is gone ({text}); create it with `tcbert-worker migrate apply`"
         )),
-        Code::Unimplemented | Code::DataLoss | Code::AlreadyExists => StoreError::Fatal(text),
+        Code::Unimplemented => StoreError::Fatal(format!(
+            "what answers at store.url does not speak Qdrant's gRPC ({text}); is it the gRPC port, \
+             usually 6334, of a Qdrant server?"
+        )),
+        Code::DataLoss | Code::AlreadyExists => StoreError::Fatal(text),
         Code::Ok
         | Code::Cancelled
         // A state of the server (recovery, a shard on the move), not of the batch.
@@ -66,8 +72,39 @@ pub(super) fn from_status(status: &Status) -> StoreError {
     }
 }
 
+/// The error without `key`, which a server may repeat in its message.
+pub(super) fn redacted(error: StoreError, key: Option<&str>) -> StoreError {
+    let Some(key) = key else {
+        return error;
+    };
+    let without = |text: String| text.replace(key, "(secret)");
+    match error {
+        StoreError::Transient(text) => StoreError::Transient(without(text)),
+        StoreError::Full(text) => StoreError::Full(without(text)),
+        StoreError::Rejected(text) => StoreError::Rejected(without(text)),
+        StoreError::Fatal(text) => StoreError::Fatal(without(text)),
+    }
+}
+
+/// The cause at the bottom of nested errors that the client wrote out as Rust shows them: what a
+/// system said stands in quotes, any other cause is the last name.
+fn innermost(text: &str) -> &str {
+    let text = text.trim_end_matches([')', '}', ' ', '(']);
+    if let Some(quoted) = text.strip_suffix('"')
+        && let Some(start) = quoted.rfind('"')
+    {
+        return quoted.get(start + 1..).unwrap_or(quoted);
+    }
+    text.rsplit(['(', ',', '{'])
+        .next()
+        .map_or(text, |last| last.trim_start_matches(" error:").trim())
+}
+
 /// Code and message; the metadata may hold what no log shall show.
 fn describe(status: &Status) -> String {
+    if status.message().starts_with(NO_CONNECTION) {
+        return format!("no connection: {}", innermost(status.message()));
+    }
     format!("{:?}: {}", status.code(), status.message())
 }
 
@@ -138,6 +175,51 @@ mod tests {
         ] {
             assert_eq!(kind(code, message), expected, "{code:?} {message}");
         }
+    }
+
+    #[test]
+    fn only_the_cause_of_a_failed_connection_is_told() {
+        for (shown, cause) in [
+            (
+                "hyper::Error(Connect, ConnectError(\"tcp connect error\", 127.0.0.1:1, Os { code: 111, \
+                 kind: ConnectionRefused, message: \"Connection refused\" })))",
+                "Connection refused",
+            ),
+            (
+                "ConnectError(\"dns error\", Custom { kind: Uncategorized, error: \"failed to lookup \
+                 address information\" })))",
+                "failed to lookup address information",
+            ),
+            (
+                "Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }))",
+                "UnknownIssuer",
+            ),
+            ("TimeoutExpired(())))", "TimeoutExpired"),
+            ("x", "x"),
+        ] {
+            let message = format!(
+                "Failed to connect to http://h:1/: tonic::transport::Error(Transport, {shown}"
+            );
+            let error = from_status(&Status::new(Code::Internal, message));
+            let expected = StoreError::Transient(format!("no connection: {cause}"));
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn what_speaks_no_grpc_names_the_setting() {
+        let text = from_status(&Status::new(Code::Unimplemented, "404")).to_string();
+        assert!(
+            text.contains("store.url") && text.contains("6334"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn no_message_repeats_the_key() {
+        let error = from_status(&Status::new(Code::Unauthenticated, "bad key hunter2"));
+        let text = redacted(error, Some("hunter2")).to_string();
+        assert!(text.contains("bad key (secret)"), "{text}");
     }
 
     #[test]

@@ -9,12 +9,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
-use qdrant_client::Qdrant;
 use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
 use qdrant_client::qdrant::{
     CountPoints, DeletePointVectorsBuilder, DeletePointsBuilder, GetPointsBuilder,
     QueryPointsBuilder, UpsertPoints,
 };
+use qdrant_client::{Qdrant, QdrantError};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
@@ -29,7 +29,7 @@ mod condition;
 mod convert;
 mod error;
 
-use error::{completed, from_client};
+use error::{completed, from_client, redacted};
 
 /// Conditional writes came with this version; an older server would ignore the condition and let
 /// older documents overwrite newer ones.
@@ -40,6 +40,8 @@ const START_BOUND: Duration = Duration::from_secs(25);
 /// A collection on a Qdrant server.
 pub struct QdrantStore {
     client: Qdrant,
+    /// Kept out of every message.
+    key: Option<String>,
     settings: StoreSettings,
     in_flight: Semaphore,
     /// Read once, before the first write.
@@ -63,12 +65,14 @@ impl QdrantStore {
             .connect_timeout(settings.connect_timeout())
             .skip_compatibility_check();
         config.set_pool_size(settings.concurrency.min(4));
-        if let Some(key) = settings.resolve_api_key()? {
-            config.set_api_key(&key);
+        let key = settings.resolve_api_key()?;
+        if let Some(key) = &key {
+            config.set_api_key(key);
         }
         let client = config.build().map_err(from_client)?;
         let store = Self {
             client,
+            key,
             settings: settings.clone(),
             in_flight: Semaphore::new(settings.concurrency),
             vector: OnceLock::new(),
@@ -81,12 +85,16 @@ impl QdrantStore {
         let url = &self.settings.url;
         // A health check needs no key everywhere, so that the key is tried too.
         let questions = async {
-            let health = self.client.health_check().await.map_err(from_client)?;
+            let health = self
+                .client
+                .health_check()
+                .await
+                .map_err(|error| self.failed(error))?;
             let name = &self.settings.collection;
             self.client
                 .collection_exists(name)
                 .await
-                .map_err(from_client)?;
+                .map_err(|error| self.failed(error))?;
             Ok(health.version)
         };
         let version = tokio::time::timeout(START_BOUND, questions)
@@ -121,6 +129,11 @@ impl QdrantStore {
         }
     }
 
+    /// An error of the client, without the key should the server repeat it.
+    fn failed(&self, error: QdrantError) -> StoreError {
+        redacted(from_client(error), self.key.as_deref())
+    }
+
     fn collection_name(&self) -> &str {
         &self.settings.collection
     }
@@ -131,8 +144,7 @@ impl QdrantStore {
         }
         let found = self.describe().await?.ok_or_else(|| {
             StoreError::Fatal(format!(
-                "the collection {:?} does not exist; create it with `tcbert-worker migrate apply` \
-                 or set store.apply_migrations",
+                "the collection {:?} does not exist; create it with `tcbert-worker migrate apply`",
                 self.collection_name()
             ))
         })?;
@@ -189,7 +201,7 @@ impl QdrantStore {
             ..UpsertPoints::default()
         };
         let answer = self.client.upsert_points(request).await;
-        completed(&answer.map_err(from_client)?)?;
+        completed(&answer.map_err(|error| self.failed(error))?)?;
         if emptied.is_empty() {
             return Ok(());
         }
@@ -202,7 +214,7 @@ impl QdrantStore {
             )))
             .vectors(vec![vector.name.clone()]);
         let answer = self.client.delete_vectors(request).await;
-        completed(&answer.map_err(from_client)?)
+        completed(&answer.map_err(|error| self.failed(error))?)
     }
 
     /// A refusal may be the collection's fault, not the batch's: then no document may be
@@ -224,11 +236,11 @@ impl QdrantStore {
     async fn describe(&self) -> Result<Option<CollectionInfo>, StoreError> {
         let name = self.collection_name();
         let exists = self.client.collection_exists(name).await;
-        if !exists.map_err(from_client)? {
+        if !exists.map_err(|error| self.failed(error))? {
             return Ok(None);
         }
         let response = self.client.collection_info(name).await;
-        let info = response.map_err(from_client)?.result;
+        let info = response.map_err(|error| self.failed(error))?.result;
         // Only for the name: where the aliases may not be listed, the configured one serves.
         let alias_of = self.resolve(name).await.ok().flatten();
         let real_name = alias_of.unwrap_or_else(|| name.to_owned());
@@ -244,7 +256,7 @@ impl QdrantStore {
 
     async fn resolve(&self, alias: &str) -> Result<Option<String>, StoreError> {
         let answer = self.client.list_aliases().await;
-        let aliases = answer.map_err(from_client)?.aliases;
+        let aliases = answer.map_err(|error| self.failed(error))?.aliases;
         Ok(aliases
             .into_iter()
             .find(|found| found.alias_name == alias)
@@ -261,7 +273,11 @@ impl QdrantStore {
             exact: Some(true),
             ..CountPoints::default()
         };
-        let answer = self.client.count(request).await.map_err(from_client)?;
+        let answer = self
+            .client
+            .count(request)
+            .await
+            .map_err(|error| self.failed(error))?;
         Ok(answer.result.map(|result| result.count).unwrap_or_default())
     }
 }
@@ -297,7 +313,11 @@ impl Store for QdrantStore {
             if !name.is_empty() {
                 request = request.using(name);
             }
-            let answer = self.client.query(request).await.map_err(from_client)?;
+            let answer = self
+                .client
+                .query(request)
+                .await
+                .map_err(|error| self.failed(error))?;
             Ok(answer
                 .result
                 .into_iter()
@@ -322,7 +342,11 @@ impl Store for QdrantStore {
             let ids = vec![id.point_id().to_string().into()];
             let request = GetPointsBuilder::new(self.collection_name(), ids).with_payload(true);
             let answer = self.client.get_points(request).await;
-            let found = answer.map_err(from_client)?.result.into_iter().next();
+            let found = answer
+                .map_err(|error| self.failed(error))?
+                .result
+                .into_iter()
+                .next();
             Ok(found.map(|point| convert::json(point.payload)))
         })
     }
@@ -340,7 +364,7 @@ impl Store for QdrantStore {
                     .points(filter)
                     .wait(true);
                 let answer = self.client.delete_points(request).await;
-                completed(&answer.map_err(from_client)?)?;
+                completed(&answer.map_err(|error| self.failed(error))?)?;
             }
             Ok(markers)
         })
