@@ -13,12 +13,34 @@ use crate::store::{PointFilter, Store};
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// Longest that the start is held up: the store counts without an index.
+const WITHIN: Duration = Duration::from_secs(15);
+
 /// Refuses to begin in partitions that the group has never committed where the store holds documents from
-/// beyond their end. Where nobody can say, nothing is refused.
+/// beyond their end. Where nobody can say in time, nothing is refused.
 pub(super) async fn refuse_offsets_that_began_anew(
     settings: &KafkaSettings,
     store: &Arc<dyn Store>,
 ) -> Result<(), Failure> {
+    match tokio::time::timeout(WITHIN, documents_from_beyond(settings, store)).await {
+        Ok(Some(0)) => Ok(()),
+        Ok(Some(found)) => Err(Failure::failed(format!(
+            "the store holds {found} documents from beyond the end of {}: the topic was deleted and created again, \
+             its offsets begin anew, and what is stored would count as newer than what comes; name a new \
+             store.collection, or delete the old one",
+            settings.topic
+        ))),
+        Ok(None) | Err(_) => {
+            tracing::warn!(
+                "whether the store holds documents of an earlier topic of this name is not known"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// How many there are; `None` where that is not known.
+async fn documents_from_beyond(settings: &KafkaSettings, store: &Arc<dyn Store>) -> Option<u64> {
     let mut found = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -26,8 +48,8 @@ pub(super) async fn refuse_offsets_that_began_anew(
         }
         let kafka = settings.clone();
         let ends = tokio::task::spawn_blocking(move || ends_of_new_partitions(&kafka));
-        let ends = match ends.await.map_err(Failure::failed)? {
-            Ok(ends) if ends.is_empty() => return Ok(()),
+        let ends = match ends.await.ok()? {
+            Ok(ends) if ends.is_empty() => return Some(0),
             Ok(ends) => ends,
             Err(error) => {
                 // A cluster that is new has no coordinator of the group yet.
@@ -40,23 +62,13 @@ pub(super) async fn refuse_offsets_that_began_anew(
             ..PointFilter::default()
         };
         match store.count(beyond).await {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Some(0),
             Ok(count) => found = Some(count),
             Err(error) => {
-                tracing::debug!(%error, "what the store holds from beyond them is not known yet")
+                tracing::debug!(%error, "what the store holds from beyond them is not known");
+                return None;
             }
         }
     }
-    let Some(found) = found else {
-        tracing::warn!(
-            "whether the store holds documents of an earlier topic of this name is not known"
-        );
-        return Ok(());
-    };
-    Err(Failure::failed(format!(
-        "the store holds {found} documents from beyond the end of {}: the topic was deleted and created again, its \
-         offsets begin anew, and what is stored would count as newer than what comes; name a new store.collection, \
-         or delete the old one",
-        settings.topic
-    )))
+    found
 }

@@ -35,7 +35,7 @@ pub async fn end_abandoned_bulk(store: &dyn Store, interval: Duration) {
                 tracing::warn!("switched the search graph on again, which a backfill left off");
             }
             Err(error) => {
-                tracing::warn!(%error, "whether a backfill left the search graph off is not known")
+                tracing::warn!(%error, "whether a backfill left the search graph off is not known");
             }
         }
     }

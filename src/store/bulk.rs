@@ -43,17 +43,14 @@ impl Bulk {
     /// # Errors
     /// A store that fails; then nothing is switched off for longer than [`LEASE`].
     pub async fn begin(store: Arc<dyn Store>, now: jiff::Timestamp) -> Result<Self, StoreError> {
-        let mut threshold = threshold_in_lease(&*store).await?;
-        if threshold.is_none() {
-            let found = store.admin().graph_threshold().await?;
-            // Off without a lease is what somebody wants, unless another worker has begun just now.
-            let begun = match found {
-                NEVER => threshold_in_lease(&*store).await?,
-                _ => None,
-            };
-            threshold = begun.or(Some(found));
-        }
-        let threshold = threshold.unwrap_or(NEVER);
+        let threshold = match threshold_in_lease(&*store).await? {
+            Some(threshold) => threshold,
+            None => match store.admin().graph_threshold().await? {
+                // Off without a lease is what somebody wants, unless another worker has begun just now.
+                NEVER => threshold_in_lease(&*store).await?.unwrap_or(NEVER),
+                found => found,
+            },
+        };
         let bulk = Self { store, threshold };
         bulk.renew(now).await?;
         let switched_off = bulk.store.admin().set_graph_threshold(NEVER).await;

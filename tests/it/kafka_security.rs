@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tcbert_worker::kafka::{SampleProducer, SampleRecord};
 
 use crate::apache_kafka::{self, ApacheKafka};
+use crate::authority::Authority;
 use crate::field::{Field, ONE_AT_A_TIME, until};
 use crate::qdrant_server::{Options, TestServer};
 use crate::support::documents;
@@ -17,35 +17,6 @@ const WRONG_PASSWORD: &str = "hunter3-of-nobody";
 const STORE_KEY: &str = "hunter4-of-the-store";
 /// Longest that a wrong login may take to be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
-
-/// A self-made authority: its certificate, and key and certificate of a server that it vouches for.
-struct Authority {
-    certificate: String,
-    server: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut authority = CertificateParams::new(Vec::new()).unwrap();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // A certificate by a name that is its own would count as self-signed.
-        authority
-            .distinguished_name
-            .push(DnType::CommonName, "an authority for tests");
-        let certificate = authority.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(authority, key);
-        let key = KeyPair::generate().unwrap();
-        let server = CertificateParams::new(vec!["localhost".to_owned()])
-            .unwrap()
-            .signed_by(&key, &issuer)
-            .unwrap();
-        Self {
-            certificate,
-            server: format!("{}{}", key.serialize_pem(), server.pem()),
-        }
-    }
-}
 
 fn write(folder: &Path, name: &str, content: &str) -> String {
     let path = folder.join(name);
@@ -126,7 +97,7 @@ async fn a_good_login_works_and_every_other_one_is_one_clear_line_without_secret
     let _turn = ONE_AT_A_TIME.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let (ours, strangers) = (Authority::new(), Authority::new());
-    let Some((kafka, address)) = secured(folder.path(), &ours.server).await else {
+    let Some((kafka, address)) = secured(folder.path(), &ours.key_and_certificate()).await else {
         return;
     };
     let store = TestServer::start(Options {

@@ -8,6 +8,7 @@
 #![allow(unreachable_pub)]
 
 mod apache_kafka;
+mod authority;
 mod backfill;
 mod batches;
 mod bulk;
@@ -31,5 +32,6 @@ mod qdrant_server;
 mod recreated;
 mod samples;
 mod store_contract;
+mod store_security;
 mod support;
 mod tidy;

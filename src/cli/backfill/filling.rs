@@ -66,7 +66,7 @@ async fn keep(bulk: Bulk, over: CancellationToken) -> Result<(), StoreError> {
                 return Ok(());
             }
             Err(error) => {
-                tracing::warn!(%error, "the search graph is not switched on yet; trying again")
+                tracing::warn!(%error, "the search graph is not switched on yet; trying again");
             }
         }
         tokio::time::sleep(pause).await;
