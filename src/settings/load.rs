@@ -317,7 +317,8 @@ fn allowed_words<T: DeserializeOwned>(key: &str, value: &Value) -> Option<String
     let ValueKind::String(word) = &value.kind else {
         return None;
     };
-    let section = toml::Table::from_iter([(key.to_owned(), toml::Value::from(word.as_str()))]);
+    let mut section = toml::Table::new();
+    section.insert(key.to_owned(), toml::Value::from(word.as_str()));
     let error = section.try_into::<T>().err()?;
     let message = error.message().lines().next().unwrap_or_default();
     let (_, words) = message
