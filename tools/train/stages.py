@@ -6,6 +6,7 @@ Owns which folder a stage reads and writes. Knows nothing of the command line's 
     work/teacher       teach       the counting teachers' soft labels
     work/tuned         tune        first student
     work/distilled     distil      second student: teachers and first student as teachers, one label space for all news
+    work/settled       settle      the second student goes on, with more weight on its embedding
     models/compact     quantise    bundle and fp16 weights
 """
 
@@ -15,9 +16,10 @@ import logging
 from . import bundle_files, corpus, crops, joint, measure, model as net, pretrain, softlabels, tune
 
 log = logging.getLogger("train")
-PRETRAIN_STEPS, PRETRAIN_PEAK, LONG_SHARE = 2000, 8e-4, 0.8
+PRETRAIN_STEPS, PRETRAIN_PEAK, LONG_SHARE = 1500, 8e-4, 0.8
 TUNE = tune.Recipe(steps=1000, peak=5e-4, masked_share=0.15, language=0.4)
-DISTIL = tune.Recipe(steps=2000, peak=6e-4, masked_share=0.15, language=0.3, joined=0.2)
+DISTIL = tune.Recipe(steps=2100, peak=6e-4, masked_share=0.15, language=0.3, joined=0.2)
+SETTLE = tune.Recipe(steps=1000, peak=4e-4, masked_share=0.15, language=0.1, joined=0.2, prototypes=0.7, contrast=0.35)
 
 
 class Stages:
@@ -60,8 +62,15 @@ class Stages:
             joint.run(self.data, self.tokenizer, words, folder / "crops.pkl", rows, self.scale, self.seed)
         self._tune(rows, "distilled", DISTIL, corpus.held_out_of_shipped(self.data), words)
 
+    def settle(self):
+        rows, words = self.folder("settled") / "rows.pkl", {**self.words, joint.SPACE: joint.space_words(self.words)}
+        if not rows.exists():
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            joint.lean(self.folder("distilled") / "rows.pkl", rows, self.data, self.scale, self.seed)
+        self._tune(rows, "settled", SETTLE, corpus.held_out_of_shipped(self.data), words, start="distilled")
+
     def quantise(self):
-        bundle_files.write(self.folder("distilled"), self.tokenizer, self.options.vocab, self.options.out)
+        bundle_files.write(self.folder("settled"), self.tokenizer, self.options.vocab, self.options.out)
 
     def evaluate(self):
         """int8 against fp32 of the shipped weights, on rows that they have not seen."""
@@ -69,10 +78,10 @@ class Stages:
         scores = bundle_files.compare(self.options.out, self.tokenizer, self.words, self.data, sets, self.scale)
         print(json.dumps(scores, ensure_ascii=False, indent=2))
 
-    def _tune(self, rows, out, recipe, sets, words):
+    def _tune(self, rows, out, recipe, sets, words, start="pretrained"):
         recipe = tune.replace(recipe, steps=self.steps(recipe.steps))
         measured = measure.HeldOut(self.data, self.tokenizer, self.words, sets, self.scale)
-        tune.run(rows, self.tokenizer, words, self.folder("pretrained"), self.folder(out), recipe, self.seed, measured)
+        tune.run(rows, self.tokenizer, words, self.folder(start), self.folder(out), recipe, self.seed, measured)
 
 
 def student_opinions(folder, tokenizer, texts, words):
