@@ -9,6 +9,7 @@
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
 pub mod bounds;
+mod digest;
 pub mod document;
 pub mod telemetry;
 pub mod source;

@@ -11,7 +11,6 @@ use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -21,6 +20,8 @@ use tokenizers::{
     Model as _, ModelWrapper, NormalizedString, Normalizer as _, NormalizerWrapper,
     OffsetReferential, PreTokenizedString, PreTokenizer as _, Tokenizer,
 };
+
+use crate::digest;
 
 /// Longest stretch without separator, in characters, that the library sees at once. Longer ones
 /// are read in pieces of this size, so that no text makes it allocate without bound.
@@ -187,7 +188,7 @@ impl PromptTokenizer {
             special,
             vocabulary_size: library.get_vocab_size(true),
             classes: vec![CharClass::Other; TABLE_CHARS],
-            fingerprint: hex(&Sha256::digest(bytes)),
+            fingerprint: digest::of_bytes(bytes),
         };
         tokenizer.fill_classes();
         Ok(tokenizer)
@@ -442,10 +443,6 @@ fn special_tokens(
         pad: id("[PAD]")?,
         unk,
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionListElem};
 
 use super::client::{self, Reporting};
 use super::settings::KafkaSettings;
@@ -61,6 +61,30 @@ impl Inspector {
             })
             .unwrap_or_default())
     }
+
+    /// How far the configured group is in the configured topics.
+    fn positions(&self) -> Result<Vec<GroupPosition>, SourceError> {
+        let mut wanted = TopicPartitionList::new();
+        for topic in self.settings.topics() {
+            for partition in self.partitions(topic)? {
+                wanted.add_partition(topic, partition);
+            }
+        }
+        let committed = self
+            .consumer
+            .committed_offsets(wanted, self.settings.connect_timeout())
+            .map_err(|error| {
+                client::source_error("the committed offsets cannot be read", &error)
+            })?;
+        let position = |element: &TopicPartitionListElem<'_>| GroupPosition {
+            partition: TopicPartition::new(element.topic(), element.partition()),
+            committed: match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            },
+        };
+        Ok(committed.elements().iter().map(position).collect())
+    }
 }
 
 /// Says which of the configured topics exist, for `doctor`.
@@ -95,12 +119,13 @@ pub fn describe_broker(settings: &KafkaSettings) -> Result<String, SourceError> 
 pub fn ends_of_new_partitions(
     settings: &KafkaSettings,
 ) -> Result<Vec<RecordPosition>, SourceError> {
-    let new: Vec<TopicPartition> = group_positions(settings)?
+    let inspector = Inspector::new(settings)?;
+    let new: Vec<TopicPartition> = inspector
+        .positions()?
         .into_iter()
         .filter(|position| position.committed.is_none())
         .map(|position| position.partition)
         .collect();
-    let inspector = Inspector::new(settings)?;
     let position = |(partition, log): (TopicPartition, LogRange)| RecordPosition {
         partition,
         offset: log.high,
@@ -114,26 +139,5 @@ pub fn ends_of_new_partitions(
 /// # Errors
 /// When no broker answers within `kafka.connect_timeout_ms`.
 pub fn group_positions(settings: &KafkaSettings) -> Result<Vec<GroupPosition>, SourceError> {
-    let inspector = Inspector::new(settings)?;
-    let mut wanted = TopicPartitionList::new();
-    for topic in settings.topics() {
-        for partition in inspector.partitions(topic)? {
-            wanted.add_partition(topic, partition);
-        }
-    }
-    let committed = inspector
-        .consumer
-        .committed_offsets(wanted, settings.connect_timeout())
-        .map_err(|error| client::source_error("the committed offsets cannot be read", &error))?;
-    Ok(committed
-        .elements()
-        .iter()
-        .map(|element| GroupPosition {
-            partition: TopicPartition::new(element.topic(), element.partition()),
-            committed: match element.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            },
-        })
-        .collect())
+    Inspector::new(settings)?.positions()
 }

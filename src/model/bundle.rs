@@ -7,15 +7,15 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
+
+use super::verification::Verification;
+use crate::digest;
 
 /// The graph contract that this worker speaks.
 pub(crate) const CONTRACT: &str = "tcbert-graph/1";
 const MANIFEST_FILE: &str = "bundle.toml";
 const GRAPH_FILE: &str = "model.onnx";
 const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Bytes read at a time while hashing: large enough for the disk, small enough to stay flat.
-const HASH_CHUNK_BYTES: usize = 1 << 20;
 /// A manifest is a page of text; anything larger is not one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// No BERT is wider; a larger number would ask for absurd buffers.
@@ -83,48 +83,6 @@ pub struct FileEntry {
     pub sha256: String,
     /// Size in bytes.
     pub bytes: u64,
-}
-
-/// How the export compared with its checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Verification {
-    /// `verified` when the export's answers matched; anything else counts as unverified.
-    pub status: String,
-    /// Largest difference of a label word's log-probability.
-    pub max_log_prob_difference: Option<f64>,
-    /// Smallest cosine of the two embeddings of a sentence.
-    pub min_cosine: Option<f64>,
-    /// Share of the clear sentences that kept their label, 0 to 1.
-    pub same_label: Option<f64>,
-}
-
-impl Verification {
-    /// What is to be known before the bundle is used; `None` where it matched its checkpoint.
-    pub fn doubt(&self) -> Option<String> {
-        if self.status == "verified" {
-            return None;
-        }
-        let parts: Vec<String> = [
-            (
-                "largest difference of a log probability",
-                self.max_log_prob_difference,
-            ),
-            ("smallest cosine", self.min_cosine),
-            ("share of the same label", self.same_label),
-        ]
-        .into_iter()
-        .filter_map(|(what, value)| value.map(|value| format!("{what} {value}")))
-        .collect();
-        Some(if parts.is_empty() {
-            "the bundle was never compared with the checkpoint it was exported from".to_owned()
-        } else {
-            format!(
-                "the bundle missed the limits of its precision when it was compared with its checkpoint: {}",
-                parts.join(", ")
-            )
-        })
-    }
 }
 
 /// A bundle whose every file has been checked.
@@ -261,7 +219,7 @@ fn check_manifest(path: &Path, manifest: &Manifest) -> Result<(), BundleError> {
 
 fn verify_file(folder: &Path, name: &str, entry: &FileEntry) -> Result<(), BundleError> {
     let path = folder.join(name);
-    let mut file = File::open(&path).map_err(|source| match source.kind() {
+    let file = File::open(&path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => BundleError::FileMissing { path: path.clone() },
         _ => BundleError::unreadable(&path, source),
     })?;
@@ -277,7 +235,8 @@ fn verify_file(folder: &Path, name: &str, entry: &FileEntry) -> Result<(), Bundl
             found,
         });
     }
-    let sha256 = hash(&mut file).map_err(|source| BundleError::unreadable(&path, source))?;
+    let sha256 =
+        digest::of_reader(file).map_err(|source| BundleError::unreadable(&path, source))?;
     if !sha256.eq_ignore_ascii_case(&entry.sha256) {
         return Err(BundleError::OtherHash {
             path,
@@ -288,38 +247,13 @@ fn verify_file(folder: &Path, name: &str, entry: &FileEntry) -> Result<(), Bundl
     Ok(())
 }
 
-fn hash(file: &mut File) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0_u8; HASH_CHUNK_BYTES];
-    loop {
-        let read = file.read(&mut chunk)?;
-        let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else {
-            return Ok(hex(&hasher.finalize()));
-        };
-        hasher.update(bytes);
-    }
-}
-
 /// Every file of a bundle bears on its answers: the graph, its weights and the tokenizer.
 fn fingerprint(manifest: &Manifest) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(CONTRACT.as_bytes());
+    let mut text = CONTRACT.to_owned();
     for (name, entry) in &manifest.files {
-        let line = format!("\n{name} {}", entry.sha256.to_ascii_lowercase());
-        hasher.update(line.as_bytes());
+        text += &format!("\n{name} {}", entry.sha256.to_ascii_lowercase());
     }
-    hex(&hasher.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|nibble| DIGITS.get(usize::from(nibble)))
-        .collect()
+    digest::of_bytes(text.as_bytes())
 }
 
 /// Why a bundle is refused.
@@ -415,174 +349,4 @@ impl BundleError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Writes a bundle whose files are small texts and returns its folder.
-    fn bundle_folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        let mut files = String::new();
-        for (name, text) in [
-            ("model.onnx", "a graph"),
-            ("model.onnx.data", "weights"),
-            ("tokenizer.json", "{}"),
-        ] {
-            std::fs::write(folder.path().join(name), text).unwrap();
-            let sha256 = hex(&Sha256::digest(text.as_bytes()));
-            files += &format!(
-                "[files.\"{name}\"]\nsha256 = \"{sha256}\"\nbytes = {}\n",
-                text.len()
-            );
-        }
-        let manifest = format!(
-            "contract = \"tcbert-graph/1\"\nname = \"small\"\narchitecture = \"BertForMaskedLM\"\n\
-             source = \"test\"\nrevision = \"1\"\nlicense = \"Apache-2.0\"\nhidden_size = 8\n\
-             max_tokens = 64\nvocabulary_size = 100\nprecision = \"fp32\"\n{files}\
-             [verification]\nstatus = \"verified\"\nmax_difference = 1e-6\n"
-        );
-        std::fs::write(folder.path().join(MANIFEST_FILE), manifest).unwrap();
-        folder
-    }
-
-    fn rewrite_manifest(folder: &Path, from: &str, to: &str) {
-        let path = folder.join(MANIFEST_FILE);
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains(from), "the manifest has no {from:?}");
-        std::fs::write(path, text.replace(from, to)).unwrap();
-    }
-
-    fn refusal(folder: &Path) -> String {
-        Bundle::open(folder).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_whole_bundle_opens_and_says_what_it_is() {
-        let folder = bundle_folder();
-        let bundle = Bundle::open(folder.path()).unwrap();
-        assert_eq!(bundle.manifest().hidden_size, 8);
-        assert_eq!(bundle.manifest().precision, Precision::Fp32);
-        assert_eq!(bundle.doubt(), None);
-        assert_eq!(bundle.fingerprint().len(), 64);
-        assert_eq!(bundle.graph_bytes(), 14);
-        assert!(bundle.graph_path().is_file());
-        assert!(bundle.tokenizer_path().is_file());
-    }
-
-    #[test]
-    fn hexadecimal_has_two_digits_a_byte() {
-        assert_eq!(hex(&[0, 15, 16, 255]), "000f10ff");
-    }
-
-    #[test]
-    fn an_altered_file_of_the_same_size_is_refused_by_name() {
-        let folder = bundle_folder();
-        std::fs::write(folder.path().join("model.onnx.data"), "Weights").unwrap();
-        let message = refusal(folder.path());
-        assert!(message.contains("model.onnx.data"), "{message}");
-        assert!(message.contains("SHA-256"), "{message}");
-    }
-
-    #[test]
-    fn a_truncated_file_is_refused_by_name_and_size() {
-        let folder = bundle_folder();
-        std::fs::write(folder.path().join("model.onnx"), "a gr").unwrap();
-        let message = refusal(folder.path());
-        assert!(
-            message.contains("model.onnx has 4 bytes, bundle.toml says 7"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn a_missing_file_is_refused_by_name() {
-        let folder = bundle_folder();
-        std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
-        let message = refusal(folder.path());
-        assert!(message.contains("tokenizer.json"), "{message}");
-        assert!(message.contains("missing"), "{message}");
-    }
-
-    #[test]
-    fn another_contract_is_named_even_where_its_keys_differ() {
-        let folder = bundle_folder();
-        rewrite_manifest(folder.path(), "tcbert-graph/1", "tcbert-graph/2");
-        rewrite_manifest(folder.path(), "hidden_size", "width");
-        let message = refusal(folder.path());
-        assert!(message.contains("tcbert-graph/2"), "{message}");
-        assert!(message.contains("tcbert-graph/1"), "{message}");
-    }
-
-    #[test]
-    fn missing_keys_files_and_folders_say_what_is_missing() {
-        let folder = bundle_folder();
-        rewrite_manifest(folder.path(), "hidden_size = 8\n", "");
-        assert!(refusal(folder.path()).contains("hidden_size"));
-
-        let folder = bundle_folder();
-        rewrite_manifest(folder.path(), "[files.\"tokenizer.json\"]", "[files.other]");
-        assert!(refusal(folder.path()).contains("tokenizer.json"));
-
-        let folder = bundle_folder();
-        std::fs::remove_file(folder.path().join(MANIFEST_FILE)).unwrap();
-        assert!(refusal(folder.path()).contains("no bundle.toml"));
-        assert!(refusal(&folder.path().join("nowhere")).contains("not a folder"));
-    }
-
-    #[test]
-    fn a_file_name_cannot_lead_out_of_the_folder() {
-        let folder = bundle_folder();
-        rewrite_manifest(folder.path(), "model.onnx.data", "../model.onnx.data");
-        assert!(refusal(folder.path()).contains("plain file name"));
-    }
-
-    #[test]
-    fn an_absurd_width_is_refused() {
-        let folder = bundle_folder();
-        rewrite_manifest(folder.path(), "hidden_size = 8", "hidden_size = 9000000000");
-        assert!(refusal(folder.path()).contains("hidden_size = 9000000000"));
-    }
-
-    #[test]
-    fn the_fingerprint_follows_the_tokenizer() {
-        let folder = bundle_folder();
-        let before = Bundle::open(folder.path())
-            .unwrap()
-            .fingerprint()
-            .to_owned();
-        std::fs::write(folder.path().join("tokenizer.json"), "[]").unwrap();
-        rewrite_manifest(
-            folder.path(),
-            &hex(&Sha256::digest(b"{}")),
-            &hex(&Sha256::digest(b"[]")),
-        );
-        let after = Bundle::open(folder.path()).unwrap();
-        assert_ne!(before, after.fingerprint());
-    }
-
-    #[test]
-    fn a_bundle_without_verification_counts_as_unverified() {
-        let folder = bundle_folder();
-        rewrite_manifest(
-            folder.path(),
-            "[verification]\nstatus = \"verified\"",
-            "[other]",
-        );
-        let doubt = Bundle::open(folder.path()).unwrap().doubt().unwrap();
-        assert!(doubt.contains("never compared"), "{doubt}");
-    }
-
-    #[test]
-    fn a_bundle_that_missed_its_limits_says_by_how_much() {
-        let folder = bundle_folder();
-        rewrite_manifest(
-            folder.path(),
-            "status = \"verified\"",
-            "status = \"unverified\"\nmin_cosine = 0.91",
-        );
-        let doubt = Bundle::open(folder.path()).unwrap().doubt().unwrap();
-        assert!(
-            doubt.contains("missed") && doubt.contains("0.91"),
-            "{doubt}"
-        );
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //! Knows tensors and sessions; knows nothing of documents, labels or stores.
 //!
 //! `bundle.rs` verifies the folder that a model comes in, `runtime.rs` finds ONNX Runtime,
+//! `verification.rs` holds how its export was checked,
 //! `device.rs` names what a session runs on, `session.rs` runs passes, `settings.rs` holds the
 //! section `model`. Only this folder names `ort`.
 
@@ -10,12 +11,14 @@ mod device;
 mod runtime;
 mod session;
 mod settings;
+mod verification;
 
 pub use bundle::{Bundle, BundleError, Manifest, Precision};
 pub use device::{Device, DeviceError};
 pub use runtime::RuntimeError;
 pub use session::OnnxModel;
 pub use settings::{Fallback, ModelSettings};
+pub use verification::Verification;
 
 pub mod twin;
 

@@ -3,8 +3,10 @@
 //! the model.
 //!
 //! `verbalizer.rs` plans the passes, `label.rs` turns log-probabilities into topics, `pool.rs` and
-//! `whiten.rs` finish the embedding, `tagger.rs` composes them, `settings.rs` holds the section `tagging`.
+//! `whiten.rs` finish the embedding, `fingerprint.rs` says what both depend on, `tagger.rs` composes
+//! them, `settings.rs` holds the section `tagging`.
 
+mod fingerprint;
 mod label;
 mod pool;
 mod settings;
@@ -14,9 +16,10 @@ mod whiten;
 
 use serde::Serialize;
 
+pub use fingerprint::Fingerprints;
 pub use pool::normalise;
 pub use settings::TaggingSettings;
-pub use tagger::{Fingerprints, ModelIdentity, Tagger, TaggerError};
+pub use tagger::{ModelIdentity, Tagger, TaggerError};
 pub use verbalizer::{
     Collision, EMBEDDING_MASKS, MAX_WORD_TOKENS, MIN_TEXT_TOKENS, Pass, PassWord, PlanError,
     PlanReport, UnknownWord, VerbalizerPlan,

@@ -15,12 +15,8 @@ PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
 LABELS = "{label}"
 NEWS_PROMPTS = ("下面是一则关于{label}的新闻：", "接下来的新闻，是跟{label}相关的内容：")
 THUCNEWS_WORDS = ("财经", "房产", "股票", "教育", "科技", "社会", "时政", "体育", "游戏", "娱乐")
-PROMPTS = {
-    "tnews": NEWS_PROMPTS,
-    "thucnews": NEWS_PROMPTS,
-    "csldcp": ("这一句描述{label}的内容如下：", "接下来的学科，是跟{label}相关："),
-    "iflytek": ("这一句描述{label}的内容如下：", "接下来的生活内容，是跟{label}相关："),
-}
+# Label space of all topics of both news data sets.
+NEWS_SPACE = "news"
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ def read_keywords(data: Path, part: str) -> list:
 
 
 def label_words(data: Path) -> dict:
-    """The label words of every data set, in the order of its class numbers."""
-    parts = {"tnews": "dev_few_all", "thucnews": "dev", "csldcp": "dev_few_all", "iflytek": "dev_few_all"}
+    """The label words of both news data sets, in the order of their class numbers."""
+    parts = {"tnews": "dev_few_all", "thucnews": "dev"}
     return {name: read_labelled(data, name, part).words for name, part in parts.items()}
 
 

@@ -14,10 +14,8 @@ import numpy as np
 from . import corpus, crops, softlabels
 
 log = logging.getLogger("train")
-SPACE = "news"
-# How much of a topic of the other data set counts, by the block that a row comes from.
 LARGEST_WEIGHT = 3.0
-CROP_REPEATS = 0.3
+# How much of a topic of the other data set counts, by the block that a row comes from.
 FOREIGN_ON_LABELLED, FOREIGN_ON_FREE, FOREIGN_ON_THUCNEWS = 0.15, 0.6, 0.4
 
 
@@ -57,9 +55,9 @@ def add(group: softlabels.Group, words: dict, labelled: int, free: int) -> None:
     # Rows without an opinion in the TNEWS space hold an even one, which says nothing.
     opinion = np.where(group.weights["tnews"][third, None] > 0, tnews[third], 0)
     made[third] = blend(thucnews[third], opinion, words["thucnews"], joint, FOREIGN_ON_THUCNEWS)
-    group.targets[SPACE] = made / made.sum(1, keepdims=True)
+    group.targets[corpus.NEWS_SPACE] = made / made.sum(1, keepdims=True)
     strongest = np.maximum(group.weights["tnews"], group.weights["thucnews"])
-    group.weights[SPACE] = (strongest * evened(group.targets[SPACE], group.repeats)).astype(np.float32)
+    group.weights[corpus.NEWS_SPACE] = (strongest * evened(group.targets[corpus.NEWS_SPACE], group.repeats)).astype(np.float32)
 
 
 def evened(targets, repeats):
@@ -70,20 +68,6 @@ def evened(targets, repeats):
     share = (targets * repeats[:, None]).sum(0) / repeats.sum()
     weights = targets @ np.minimum(LARGEST_WEIGHT, 1 / np.sqrt(share * targets.shape[1]))
     return weights / np.average(weights, weights=repeats)
-
-
-def vary(group, news, data: Path, cut, scale: float, seed: int) -> None:
-    """Fewer repeats of the titles, more that are seen once: a network that knows titles by heart reads new ones worse."""
-    labelled = 2 * len(news.tnews_texts)
-    group.repeats[labelled:] = np.minimum(group.repeats[labelled:], 1.0)
-    group.repeats[labelled : labelled + len(news.free_texts)] = 1.0
-    _, texts, labels = crops.titles_of(data, news, scale)
-    bayes = crops.FoldedBayes(texts, labels, seed)
-    alike, owner = crops.crops(texts, labels, seed + 1)
-    soft = crops.softened(labels[owner], bayes(alike, owner), crops.CROP_HARD_SHARE)
-    crops.extend(group, [cut(t) for t in alike], soft, crops.CROP_WEIGHT, CROP_REPEATS)
-    mixed, owner = crops.pairs(texts, seed + 2)
-    crops.extend(group, [cut(t) for t in mixed], bayes(mixed, owner), crops.CROP_WEIGHT, CROP_REPEATS)
 
 
 def lean(before: Path, rows: Path, data: Path, scale: float, seed: int) -> None:
@@ -98,12 +82,11 @@ def lean(before: Path, rows: Path, data: Path, scale: float, seed: int) -> None:
     rows.write_bytes(pickle.dumps([group]))
 
 
-def run(data: Path, tokenizer, words: dict, before: Path, rows: Path, scale: float, seed: int) -> None:
-    """Write `rows`: the group of `before`, varied, with the joint space."""
+def run(data: Path, words: dict, before: Path, rows: Path, scale: float, seed: int) -> None:
+    """Write `rows`: the group of `before` with the joint space."""
     news = softlabels.News(data, scale, seed)
     (group,) = pickle.loads(before.read_bytes())
-    vary(group, news, data, corpus.Words(tokenizer), scale, seed)
     add(group, words, 2 * len(news.tnews_texts), len(news.free_texts))
     rows.write_bytes(pickle.dumps([group]))
-    shares = group.targets[SPACE].mean(0)
+    shares = group.targets[corpus.NEWS_SPACE].mean(0)
     log.info("joint %s", " ".join(f"{w}={s:.3f}" for w, s in zip(space_words(words), shares)))

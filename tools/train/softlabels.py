@@ -116,7 +116,7 @@ def news_group(news: News, opinions, words, free_extra=None) -> Group:
     cut = [words(text) for texts, *_ in blocks for text in texts]
     sizes = [len(texts) for texts, *_ in blocks]
     return Group(
-        corpus.PROMPTS["tnews"],
+        corpus.NEWS_PROMPTS,
         [i[:TEXT_TOKENS] for i, _ in cut],
         [w[:TEXT_TOKENS] for _, w in cut],
         {space: np.concatenate([b[1][space] for b in blocks]).astype(np.float32) for space in ("tnews", "thucnews")},

@@ -52,18 +52,18 @@ class Stages:
 
     def distil(self):
         """Starts from the pre-trained weights again: what the first student knows comes back as soft labels."""
-        folder, words = self.folder("distilled"), {**self.words, joint.SPACE: joint.space_words(self.words)}
+        folder, words = self.folder("distilled"), {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
         rows = folder / "rows.pkl"
         if not rows.exists():
             folder.mkdir(parents=True, exist_ok=True)
             opinions = lambda texts: student_opinions(self.folder("tuned"), self.tokenizer, texts, self.words)
             softlabels.run(self.data, self.tokenizer, self.folder("teacher"), self.seed, self.scale, opinions, folder / "titles.pkl")
             crops.run(self.data, self.tokenizer, folder / "titles.pkl", folder / "crops.pkl", self.seed, self.scale)
-            joint.run(self.data, self.tokenizer, words, folder / "crops.pkl", rows, self.scale, self.seed)
+            joint.run(self.data, words, folder / "crops.pkl", rows, self.scale, self.seed)
         self._tune(rows, "distilled", DISTIL, corpus.held_out_of_shipped(self.data), words)
 
     def settle(self):
-        rows, words = self.folder("settled") / "rows.pkl", {**self.words, joint.SPACE: joint.space_words(self.words)}
+        rows, words = self.folder("settled") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
         if not rows.exists():
             rows.parent.mkdir(parents=True, exist_ok=True)
             joint.lean(self.folder("distilled") / "rows.pkl", rows, self.data, self.scale, self.seed)

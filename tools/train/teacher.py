@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack, vstack
+from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax, softmax
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -109,10 +109,6 @@ class TnewsTeacher:
 
 def take(counted: Counted, rows) -> Counted:
     return Counted(counted.sparse[rows], counted.dense[rows])
-
-
-def join(first: Counted, second: Counted) -> Counted:
-    return Counted(vstack([first.sparse, second.sparse]).tocsr(), np.vstack([first.dense, second.dense]))
 
 
 def out_of_fold(build, rows: int, classes: int, folds: int, seed: int):

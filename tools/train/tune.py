@@ -163,7 +163,7 @@ class Tuning:
         self.recipe, self.groups, self.seed = recipe, groups, seed
         self.tokens = label_tokens(tokenizer, words)
         self.occurring = net.occurring(ids for g in groups for ids in g.ids)
-        self.topics = [Topics(g, "news") if recipe.joined and "news" in g.targets else None for g in groups]
+        self.topics = [Topics(g, corpus.NEWS_SPACE) if recipe.joined and corpus.NEWS_SPACE in g.targets else None for g in groups]
         self.prompts = [[Prompt(tokenizer, p) for p in g.prompts] for g in groups]
         self.model = net.load(start, recipe.dropout).train()
         self.average = net.load(start)

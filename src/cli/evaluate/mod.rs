@@ -3,6 +3,7 @@
 mod data;
 mod metrics;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ pub(super) struct Arguments {
     taxonomy: Option<String>,
     /// Evaluate only the first N documents.
     #[arg(long, value_name = "N")]
-    limit: Option<std::num::NonZeroUsize>,
+    limit: Option<NonZeroUsize>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -61,11 +62,7 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
     let mut engine = Engine::load(&settings)?;
     let mut examples =
         read_examples(&arguments.data, engine.taxonomy()).map_err(Failure::failed)?;
-    examples.truncate(
-        arguments
-            .limit
-            .map_or(usize::MAX, std::num::NonZeroUsize::get),
-    );
+    examples.truncate(arguments.limit.map_or(usize::MAX, NonZeroUsize::get));
 
     let bar = output::bar(examples.len() as u64, "evaluating");
     let started = Instant::now();

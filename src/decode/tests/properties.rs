@@ -95,28 +95,3 @@ proptest! {
         }
     }
 }
-
-/// Run by hand: `cargo test --release --lib decode::tests::speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let decoder = decoder(|_| {});
-    let title = r#"{"id":"n-1","title":"城市更新让老街区焕发新活力，居民家门口有了新公园","published_at":"2026-01-31T08:00:00+08:00","source":"晚报","language":"zh"}"#;
-    let long = format!(
-        r#"{{"id":"n-1","title":"标题","text":"{}","views":1}}"#,
-        "正文内容。".repeat(200)
-    );
-    for (name, value) in [("titles", title), ("1,000 characters", long.as_str())] {
-        let record = record(Some("n-1"), Some(value.as_bytes()), &[]);
-        let rounds = 200_000;
-        let start = std::time::Instant::now();
-        for _ in 0..rounds {
-            std::hint::black_box(decoder.decode(std::hint::black_box(&record)).unwrap());
-        }
-        let rate = f64::from(rounds) / start.elapsed().as_secs_f64();
-        println!(
-            "{name}: {} bytes, {rate:.0} documents a second on one core",
-            value.len()
-        );
-    }
-}

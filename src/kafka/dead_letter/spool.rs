@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use crate::digest;
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::source::{DeadLetter, Header, SourceRecord};
+
+/// Hexadecimal digits that tell two topics with like names apart.
+const TOPIC_DIGITS: usize = 8;
 
 /// Characters of a topic in a file's name.
 const MAX_TOPIC_CHARACTERS: usize = 120;
@@ -84,11 +87,8 @@ impl Spool {
         if named == *partition.topic {
             return format!("{named}-{}-{offset}.json", partition.partition);
         }
-        let hash: String = Sha256::digest(partition.topic.as_bytes())
-            .iter()
-            .take(4)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = digest::of_bytes(partition.topic.as_bytes());
+        let hash = hash.get(..TOPIC_DIGITS).unwrap_or_default();
         format!("{named}-{hash}-{}-{offset}.json", partition.partition)
     }
 

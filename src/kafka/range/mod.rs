@@ -8,8 +8,6 @@ mod lag;
 mod spec;
 mod watch;
 
-use sha2::{Digest, Sha256};
-
 pub use lag::LagWatch;
 pub use spec::{OffsetRange, RangeError, RangeSpec, parse_time};
 
@@ -18,6 +16,7 @@ pub(super) use ask::{agree, note};
 pub(super) use watch::Watch;
 
 use super::settings::KafkaSettings;
+use crate::digest;
 use crate::document::TopicPartition;
 
 /// Longest part of a job's name in the id of its group.
@@ -59,20 +58,8 @@ impl RangeJob {
         let mut topics = settings.topics();
         topics.sort_unstable();
         let range = self.range.canonical();
-        let mut hash = Sha256::new();
-        for part in topics
-            .into_iter()
-            .chain([self.name.as_str(), &range, &self.fingerprint])
-        {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        let digest: String = hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        digest.chars().take(DIGEST_DIGITS).collect()
+        let rest = [self.name.as_str(), &range, &self.fingerprint];
+        digest::of_parts(topics.into_iter().chain(rest), DIGEST_DIGITS)
     }
 
     /// The settings of the job's consumer: the live group is never touched.

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::FilesError;
 use super::input::Input;
+use crate::digest;
 use crate::document::TopicPartition;
 
-/// Bytes of the digest in the name of a state file.
-const DIGEST_BYTES: usize = 8;
+/// Hexadecimal digits of the digest in the name of a state file.
+const DIGEST_DIGITS: usize = 16;
 
 /// The form of the state file.
 const STATE_VERSION: u32 = 1;
@@ -82,7 +82,10 @@ impl Job {
             Err(TryLockError::WouldBlock) => return Err(FilesError::Busy(name.to_owned())),
             Err(TryLockError::Error(error)) => return Err(state(error)),
         }
-        let state_file = folder.join(format!("{name}-{}.json", digest(name, fingerprint, inputs)));
+        let state_file = folder.join(format!(
+            "{name}-{}.json",
+            digest_of(name, fingerprint, inputs)
+        ));
         let saved = load(&state_file, inputs.len())?;
         let mut job = Self {
             state_file,
@@ -227,22 +230,12 @@ fn load(state_file: &Path, files: usize) -> Result<Option<State>, FilesError> {
 }
 
 /// What makes a job the same job: name, fingerprint, and each file as it is.
-fn digest(name: &str, fingerprint: &str, inputs: &[Input]) -> String {
-    let mut hash = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    part(name.as_bytes());
-    part(fingerprint.as_bytes());
+fn digest_of(name: &str, fingerprint: &str, inputs: &[Input]) -> String {
+    let mut parts = vec![name.as_bytes().to_vec(), fingerprint.as_bytes().to_vec()];
     for input in inputs {
-        part(input.canonical.as_os_str().as_encoded_bytes());
-        part(&input.bytes.to_le_bytes());
-        part(&input.modified_ms.to_le_bytes());
+        parts.push(input.canonical.as_os_str().as_encoded_bytes().to_vec());
+        parts.push(input.bytes.to_le_bytes().to_vec());
+        parts.push(input.modified_ms.to_le_bytes().to_vec());
     }
-    hash.finalize()
-        .iter()
-        .take(DIGEST_BYTES)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest::of_parts(parts, DIGEST_DIGITS)
 }

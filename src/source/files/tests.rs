@@ -336,29 +336,3 @@ fn the_documented_defaults_are_the_real_ones() {
     wrong.validate(&mut violations);
     assert_eq!(violations.len(), 2);
 }
-
-/// Run by hand: `cargo test --release --lib files::tests::speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let folder = Folder::new();
-    let line = "{\"id\":\"n-1\",\"title\":\"城市更新让老街区焕发新活力，居民家门口有了新公园\",\"at\":\"2026-01-31T08:00:00+08:00\"}\n";
-    let lines = line.repeat(300_000);
-    let row = "n-1,城市更新让老街区焕发新活力，居民家门口有了新公园,2026-01-31T08:00:00+08:00\n";
-    for file in [
-        folder.write("a.jsonl", &lines),
-        folder.write("b.jsonl.gz", gzip(lines.as_bytes())),
-        folder.write(
-            "c.jsonl.zst",
-            zstd::encode_all(lines.as_bytes(), 3).unwrap(),
-        ),
-        folder.write("d.csv", format!("id,title,at\n{}", row.repeat(300_000))),
-        parquet_file(&folder, "e.parquet", 5_000),
-    ] {
-        let start = std::time::Instant::now();
-        let records = read(&folder, std::slice::from_ref(&file)).records.len();
-        let rate = records as f64 / start.elapsed().as_secs_f64();
-        let name = file.file_name().unwrap().display().to_string();
-        println!("{name}: {records} records, {rate:.0} a second");
-    }
-}

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use qdrant_client::qdrant::{NamedVectors, PointStruct, UpsertPointsBuilder, Vector};
 use qdrant_client::{Payload, Qdrant};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tcbert_worker::store::settings::ApiKey;
 use tcbert_worker::store::{PointFilter, PointWrite, Store, StoreError, StoreSettings};
 
 use super::harness::{
     Harness, id, open, server_settings, tombstone, vector, version, write, write_on,
 };
+use crate::authority::Authority;
 use crate::qdrant_server::{Fault, Options, TestServer};
 
 /// As the pipeline does it: again until it is done, but here not for ever.
@@ -355,31 +355,17 @@ async fn child_that_speaks_tls() {
 /// TLS with a self-made authority, and a key: works where the authority is trusted, fails where not.
 #[test]
 fn tls_with_a_private_authority() {
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority_certificate = authority.self_signed(&authority_key).unwrap();
-    let issuer = Issuer::new(authority, authority_key);
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
-        .unwrap()
-        .signed_by(&key, &issuer)
-        .unwrap();
+    let ours = Authority::new();
     let server = TestServer::start(Options {
         api_key: Some("right".into()),
-        identity: Some((certificate.pem(), key.serialize_pem())),
+        identity: Some((ours.server_certificate, ours.server_key)),
         ..Options::default()
     });
     let folder = tempfile::tempdir().unwrap();
     let trusted = folder.path().join("authority.pem");
-    std::fs::write(&trusted, authority_certificate.pem()).unwrap();
+    std::fs::write(&trusted, ours.certificate).unwrap();
     let other = folder.path().join("other.pem");
-    let stranger = KeyPair::generate().unwrap();
-    let stranger = CertificateParams::new(Vec::new())
-        .unwrap()
-        .self_signed(&stranger)
-        .unwrap();
-    std::fs::write(&other, stranger.pem()).unwrap();
+    std::fs::write(&other, Authority::new().certificate).unwrap();
 
     let outcome = |authority: &std::path::Path| {
         let output = Command::new(std::env::current_exe().unwrap())
