@@ -31,7 +31,10 @@ pub(crate) fn of_reader(mut source: impl Read) -> io::Result<String> {
 
 /// The first `digits` of at most 64 digits of a SHA-256 over parts with their lengths, so that no two
 /// lists of parts read the same.
-pub(crate) fn of_parts<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>, digits: usize) -> String {
+pub(crate) fn of_parts<P: AsRef<[u8]>>(
+    parts: impl IntoIterator<Item = P>,
+    digits: usize,
+) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
         let part = part.as_ref();

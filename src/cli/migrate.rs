@@ -14,6 +14,9 @@ use crate::store::migrate::{self, ApplyOptions, Plan, RollbackOptions, Target};
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Print one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -48,46 +51,60 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
 
 async fn migrate(store: &dyn Store, target: &Target, arguments: &Arguments) -> Result<(), Failure> {
     match arguments.command.unwrap_or(Command::Status) {
-        Command::Status => show(
-            &migrate::plan(store, target)
-                .await
-                .map_err(Failure::failed)?,
-        ),
+        Command::Status => {
+            let plan = planned(store, target).await?;
+            if arguments.json {
+                return output::json(&status(&plan));
+            }
+            show(&plan)
+        }
         Command::Plan => {
-            let plan = migrate::plan(store, target)
-                .await
-                .map_err(Failure::failed)?;
-            told(plan.steps().map(ToString::to_string), "nothing to do")
+            let plan = planned(store, target).await?;
+            told(plan.steps(), "nothing to do", arguments.json)
         }
         Command::Apply { switch_alias } => {
             let options = ApplyOptions { switch_alias };
-            let done = migrate::apply(store, target, options, jiff::Timestamp::now()).await;
-            told(
-                done.map_err(Failure::failed)?
-                    .iter()
-                    .map(ToString::to_string),
-                "nothing to do",
-            )
+            let done = migrate::apply(store, target, options, jiff::Timestamp::now())
+                .await
+                .map_err(Failure::failed)?;
+            told(done.iter(), "nothing to do", arguments.json)
         }
         Command::Rollback { delete_points } => {
             let options = RollbackOptions { delete_points };
             let undone = migrate::rollback(store, target, options)
                 .await
                 .map_err(Failure::failed)?;
-            told(
-                undone
-                    .map(|number| format!("migration {number} taken back"))
-                    .into_iter(),
-                "nothing to take back",
-            )
+            let undone = undone.map(|number| format!("migration {number} taken back"));
+            told(undone.iter(), "nothing to take back", arguments.json)
         }
     }
+}
+
+async fn planned(store: &dyn Store, target: &Target) -> Result<Plan, Failure> {
+    migrate::plan(store, target).await.map_err(Failure::failed)
+}
+
+fn status(plan: &Plan) -> serde_json::Value {
+    let state = |state: &migrate::MigrationState| {
+        serde_json::json!({
+            "number": state.migration.number,
+            "name": state.migration.name,
+            "description": state.migration.description,
+            "applied_at": state.applied_at.map(|at| at.to_string()),
+            "missing": in_words(state.steps.iter()),
+        })
+    };
+    serde_json::json!({
+        "collection": plan.collection,
+        "points": plan.points,
+        "migrations": plan.migrations.iter().map(state).collect::<Vec<_>>(),
+    })
 }
 
 fn show(plan: &Plan) -> Result<(), Failure> {
     let mut table = output::table(&["migration", "", "applied", "missing"]);
     for state in &plan.migrations {
-        let missing: Vec<String> = state.steps.iter().map(ToString::to_string).collect();
+        let missing = in_words(state.steps.iter());
         table.add_row(vec![
             format!("{:04} {}", state.migration.number, state.migration.name),
             state.migration.description.clone(),
@@ -104,10 +121,22 @@ fn show(plan: &Plan) -> Result<(), Failure> {
     ))
 }
 
-fn told(steps: impl Iterator<Item = String>, nothing: &str) -> Result<(), Failure> {
-    let steps: Vec<String> = steps.collect();
+/// Prints steps, one a line; as JSON an object with the list `steps`.
+fn told<S: ToString>(
+    steps: impl Iterator<Item = S>,
+    nothing: &str,
+    json: bool,
+) -> Result<(), Failure> {
+    let steps = in_words(steps);
+    if json {
+        return output::json(&serde_json::json!({ "steps": steps }));
+    }
     if steps.is_empty() {
         return output::line(nothing);
     }
     steps.into_iter().try_for_each(output::line)
+}
+
+fn in_words<S: ToString>(steps: impl Iterator<Item = S>) -> Vec<String> {
+    steps.map(|step| step.to_string()).collect()
 }

@@ -19,7 +19,11 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List the taxonomies that can be named.
-    List,
+    List {
+        /// Print one JSON array.
+        #[arg(long)]
+        json: bool,
+    },
     /// Say which label words are out of vocabulary, collide or differ in length.
     Check {
         /// A name or a file; the configured one where it is left out.
@@ -32,9 +36,13 @@ enum Command {
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
-        Command::List => known_names(folder(settings))
-            .into_iter()
-            .try_for_each(output::line),
+        Command::List { json } => {
+            let names = known_names(folder(settings));
+            if *json {
+                return output::json(&serde_json::json!(names));
+            }
+            names.into_iter().try_for_each(output::line)
+        }
         Command::Check { taxonomy, json } => check(settings, taxonomy.as_ref(), *json),
     }
 }
@@ -88,8 +96,10 @@ fn check(settings: &Settings, taxonomy: Option<&String>, json: bool) -> Result<(
 
 fn show(name: &str, labels: usize, report: &PlanReport) -> Result<(), Failure> {
     output::line(format_args!(
-        "{name}: {labels} labels, {} pass(es) of the model a document",
-        report.passes
+        "{name}: {labels} {}, {} {} of the model a document",
+        if labels == 1 { "label" } else { "labels" },
+        report.passes,
+        if report.passes == 1 { "pass" } else { "passes" },
     ))?;
     let mut table = output::table(&["tokens", "words"]);
     for (tokens, words) in &report.words_by_tokens {
