@@ -1,6 +1,6 @@
 """Command line: PYTHONPATH=tools python -m train STAGE [--data DIR] [--work DIR] [--scale S]
 
-Stages, in order: pretrain, teach, tune, distil, settle, drill, quantise, evaluate; `all` runs every one, `smoke` runs every one on a
+Stages, in order: pretrain, teach, tune, distil, settle, quantise, evaluate; `all` runs every one, `smoke` runs every one on a
 thousandth of the data in a temporary folder. Each stage reads what the one before it left in the work folder, goes on
 where it was stopped, and does nothing once it is done. Owns the order and the numbers of the recipe.
 """
@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STAGES = ("pretrain", "teach", "tune", "distil", "settle", "drill", "quantise", "evaluate")
+STAGES = ("pretrain", "teach", "tune", "distil", "settle", "quantise", "evaluate")
 log = logging.getLogger("train")
 
 

@@ -16,8 +16,7 @@ from . import corpus, softlabels, teacher
 log = logging.getLogger("train")
 HARD_SHARE, CROP_HARD_SHARE = 0.6, 0.5
 # A network that knows titles by heart reads new ones worse: few repeats of them, many crops that are rarely seen twice.
-TITLE_REPEATS, FREE_REPEATS, CROP_REPEATS, MORE_REPEATS, DRILL_REPEATS = 1.0, 1.0, 0.4, 0.3, 0.25
-DRILL_DRAWS, DRILL_PAIRS = 4, 6
+TITLE_REPEATS, FREE_REPEATS, CROP_REPEATS, MORE_REPEATS = 1.0, 1.0, 0.4, 0.3
 FREE_WEIGHT, CROP_WEIGHT = 0.5, 0.8
 FOLDS = 4
 
@@ -92,18 +91,6 @@ def extend(group: softlabels.Group, cut, thucnews, weight: float, repeats: float
     group.weights["tnews"] = np.append(group.weights["tnews"], np.zeros(count, np.float32))
     group.weights["thucnews"] = np.append(group.weights["thucnews"], np.full(count, weight, np.float32))
     group.repeats = np.append(group.repeats, np.full(count, repeats))
-
-
-def drill(group: softlabels.Group, data: Path, tokenizer, seed: int, scale: float) -> None:
-    """Append crops and pairs that no stage before has drawn, so many that few are read twice."""
-    news, words = softlabels.News(data, scale, seed), corpus.Words(tokenizer)
-    _, texts, labels = titles_of(data, news, scale)
-    bayes = FoldedBayes(texts, labels, seed)
-    for draw in range(DRILL_DRAWS):
-        cut, owner = crops(texts, labels, seed + 10 + draw)
-        extend(group, [words(t) for t in cut], softened(labels[owner], bayes(cut, owner), CROP_HARD_SHARE), CROP_WEIGHT, DRILL_REPEATS)
-    mixed, owner = pairs(texts, seed + 20, DRILL_PAIRS)
-    extend(group, [words(t) for t in mixed], bayes(mixed, owner), CROP_WEIGHT, DRILL_REPEATS)
 
 
 def titles_of(data: Path, news, scale: float):

@@ -82,20 +82,6 @@ def lean(before: Path, rows: Path, data: Path, scale: float, seed: int) -> None:
     rows.write_bytes(pickle.dumps([group]))
 
 
-def drill(before: Path, rows: Path, words: dict, data: Path, tokenizer, scale: float, seed: int) -> None:
-    """Write `rows`: those of `before` and many new crops, which name a topic in the joint space as well."""
-    (group,) = pickle.loads(before.read_bytes())
-    old = len(group.ids)
-    targets, weights = group.targets.pop(corpus.NEWS_SPACE), group.weights.pop(corpus.NEWS_SPACE)
-    crops.drill(group, data, tokenizer, seed, scale)
-    new = spread(group.targets["thucnews"][old:], words["thucnews"], space_words(words))
-    evenly = group.weights["thucnews"][old:] * evened(new, group.repeats[old:])
-    group.targets[corpus.NEWS_SPACE] = np.vstack([targets, new])
-    group.weights[corpus.NEWS_SPACE] = np.append(weights, evenly.astype(np.float32))
-    rows.write_bytes(pickle.dumps([group]))
-    log.info("drill rows %d, an epoch %.0f", len(group.ids), group.repeats.sum())
-
-
 def run(data: Path, words: dict, before: Path, rows: Path, scale: float, seed: int) -> None:
     """Write `rows`: the group of `before` with the joint space."""
     news = softlabels.News(data, scale, seed)

@@ -7,7 +7,6 @@ Owns which folder a stage reads and writes. Knows nothing of the command line's 
     work/tuned         tune        first student
     work/distilled     distil      second student: teachers and first student as teachers, one label space for all news
     work/settled       settle      the second student goes on, with more weight on its embedding
-    work/drilled       drill       the same on many more crops of titles
     models/compact     quantise    bundle and fp16 weights
 """
 
@@ -21,8 +20,6 @@ PRETRAIN_STEPS, PRETRAIN_PEAK, LONG_SHARE = 1500, 8e-4, 0.8
 TUNE = tune.Recipe(steps=1000, peak=5e-4, masked_share=0.15, language=0.4)
 DISTIL = tune.Recipe(steps=2100, peak=6e-4, masked_share=0.15, language=0.3, joined=0.2)
 SETTLE = tune.Recipe(steps=1000, peak=4e-4, masked_share=0.15, language=0.1, joined=0.2, prototypes=0.7, contrast=0.35)
-
-DRILL = tune.Recipe(steps=6500, peak=5e-4, masked_share=0.15, language=0.1, joined=0.15, prototypes=0.6, contrast=0.3)
 
 
 class Stages:
@@ -72,15 +69,8 @@ class Stages:
             joint.lean(self.folder("distilled") / "rows.pkl", rows, self.data, self.scale, self.seed)
         self._tune(rows, "settled", SETTLE, corpus.held_out_of_shipped(self.data), words, start="distilled")
 
-    def drill(self):
-        rows, words = self.folder("drilled") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
-        if not rows.exists():
-            rows.parent.mkdir(parents=True, exist_ok=True)
-            joint.drill(self.folder("settled") / "rows.pkl", rows, words, self.data, self.tokenizer, self.scale, self.seed)
-        self._tune(rows, "drilled", DRILL, corpus.held_out_of_shipped(self.data), words, start="settled")
-
     def quantise(self):
-        bundle_files.write(self.folder("drilled"), self.tokenizer, self.options.vocab, self.options.out)
+        bundle_files.write(self.folder("settled"), self.tokenizer, self.options.vocab, self.options.out)
 
     def evaluate(self):
         """int8 against fp32 of the shipped weights, on rows that they have not seen."""
