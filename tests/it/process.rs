@@ -157,6 +157,31 @@ fn doctor_tells_a_fresh_installation_that_it_is_well() {
 }
 
 #[test]
+fn migrations_and_taxonomies_answer_in_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store").display().to_string();
+    let store = [("STORE__KIND", "embedded"), ("STORE__PATH", path.as_str())];
+    let answer = |arguments: &[&str]| -> Value {
+        let output = run(&store, arguments, b"");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let missing = |status: &Value| status["migrations"][0]["missing"].as_array().unwrap().len();
+    let before = answer(&["migrate", "status", "--json"]);
+    let planned = answer(&["migrate", "plan", "--json"]);
+    assert_eq!(planned["steps"].as_array().unwrap().len(), missing(&before));
+    assert_eq!(answer(&["migrate", "apply", "--json"]), planned);
+    let after = answer(&["migrate", "status", "--json"]);
+    assert!(missing(&before) > 0 && missing(&after) == 0, "{after}");
+    assert!(after["migrations"][0]["applied_at"].is_string(), "{after}");
+    let names = answer(&["taxonomy", "list", "--json"]);
+    assert!(
+        names.as_array().unwrap().contains(&"news".into()),
+        "{names}"
+    );
+}
+
+#[test]
 fn usage_errors_exit_with_two() {
     assert_eq!(run(&[], &["no-such-command"], b"").status.code(), Some(2));
     assert_eq!(run(&[], &["search", ""], b"").status.code(), Some(2));
