@@ -31,6 +31,7 @@ fn record(value: &str) -> SourceRecord {
         key: Some(b"n-1".to_vec()),
         value: Some(value.as_bytes().to_vec()),
         headers: Vec::new(),
+        fault: None,
     }
 }
 

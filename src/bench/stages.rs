@@ -98,6 +98,7 @@ fn records(documents: &[BenchDocument]) -> Result<Vec<SourceRecord>, BenchError>
                 key: Some(document.id.clone().into_bytes()),
                 value: Some(serde_json::to_vec(document).map_err(BenchError::failed)?),
                 headers: Vec::new(),
+                fault: None,
             })
         })
         .collect()

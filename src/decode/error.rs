@@ -52,6 +52,12 @@ pub enum DecodeError {
         /// The bound.
         limit: usize,
     },
+    /// What the source could not make one value of.
+    #[error("{reason}")]
+    InvalidRow {
+        /// What the source said.
+        reason: String,
+    },
     /// Bytes that are no UTF-8.
     #[error("{part} is not UTF-8: byte {at} is wrong; send UTF-8")]
     InvalidUtf8 {
@@ -173,6 +179,7 @@ impl DecodeError {
         match self {
             Self::Oversized { .. } => "oversized",
             Self::TooDeep { .. } => "too_deep",
+            Self::InvalidRow { .. } => "invalid_row",
             Self::InvalidUtf8 { .. } => "invalid_utf8",
             Self::LoneSurrogate { .. } => "lone_surrogate",
             Self::InvalidJson { .. } => "invalid_json",

@@ -78,7 +78,9 @@ impl FieldValue<'_> {
         match self {
             Self::Absent => "missing",
             Self::Text(_) => "text",
-            Self::Number(number) if number.is_f64() => "a number with a fraction",
+            Self::Number(number) if number.is_f64() => {
+                "a number with a fraction, or beyond 64 bits"
+            }
             Self::Number(_) => "a number",
             Self::Other(kind) => kind,
             Self::Tree(value) => kind_of(value),

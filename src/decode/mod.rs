@@ -90,6 +90,11 @@ impl Decoder {
                 limit: self.max_value_bytes,
             });
         }
+        if let Some(reason) = &record.fault {
+            return Err(DecodeError::InvalidRow {
+                reason: reason.to_string(),
+            });
+        }
         let document = match cloud_events::envelope(self.format, &record.headers)? {
             Envelope::None => self.document(self.json(value)?, &Event::default(), record),
             Envelope::Binary => {

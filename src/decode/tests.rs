@@ -27,6 +27,7 @@ fn record(key: Option<&str>, value: Option<&[u8]>, headers: &[(&str, &str)]) -> 
                 value: Some(value.as_bytes().to_vec()),
             })
             .collect(),
+        fault: None,
     }
 }
 

@@ -314,6 +314,7 @@ mod tests {
             key: None,
             value: Some(vec![0; bytes]),
             headers: Vec::new(),
+            fault: None,
         }
     }
 

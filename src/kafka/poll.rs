@@ -188,6 +188,7 @@ impl PollThread {
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
             headers: headers_of(message),
+            fault: None,
         };
         self.shared.counters.records.add(1);
         self.shared.counters.bytes.add(record.size_bytes() as u64);

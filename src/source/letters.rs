@@ -196,6 +196,7 @@ mod tests {
                 key: None,
                 value: Some(value.to_vec()),
                 headers: Vec::new(),
+                fault: None,
             },
             stage: "decode".to_owned(),
             class: "invalid_json".to_owned(),

@@ -40,6 +40,8 @@ pub struct SourceRecord {
     pub value: Option<Vec<u8>>,
     /// Headers in their order.
     pub headers: Vec<Header>,
+    /// Why the source could not make one value of what stood there: decoding refuses the record with it.
+    pub fault: Option<Box<str>>,
 }
 
 impl SourceRecord {

@@ -52,9 +52,7 @@ impl Bulk {
             },
         };
         let bulk = Self { store, threshold };
-        bulk.renew(now).await?;
-        let switched_off = bulk.store.admin().set_graph_threshold(NEVER).await;
-        if let Err(error) = switched_off {
+        if let Err(error) = bulk.renew(now).await {
             // It may have been switched off all the same; where this fails as well there is the lease.
             let _ = restore(&*bulk.store, bulk.threshold).await;
             return Err(error);
@@ -62,7 +60,8 @@ impl Bulk {
         Ok(bulk)
     }
 
-    /// Says that the worker is still there; to be called every [`RENEW_EVERY`].
+    /// Says that the worker is still there, and switches off again what another worker at its end
+    /// has switched on; to be called every [`RENEW_EVERY`].
     ///
     /// # Errors
     /// A store that fails; try again.
@@ -74,7 +73,12 @@ impl Bulk {
             threshold: self.threshold,
             until,
         };
-        write(&*self.store, Some(lease)).await
+        write(&*self.store, Some(lease)).await?;
+        let admin = self.store.admin();
+        match admin.graph_threshold().await? {
+            NEVER => Ok(()),
+            _ => admin.set_graph_threshold(NEVER).await,
+        }
     }
 
     /// Switches back.

@@ -17,7 +17,7 @@ use tcbert_worker::settings::Settings;
 use tcbert_worker::store::{PointFilter, Store};
 
 use crate::apache_kafka;
-use crate::qdrant_server::{Options, TestServer};
+use crate::qdrant_server::{Fault, Options, TestServer};
 use crate::support::{
     DEAD_LETTERS, TOPIC, Worker, broker, document, documents, settings, titles, wait_until,
 };
@@ -439,6 +439,28 @@ async fn a_backfill_of_files_that_is_stopped_or_killed_goes_on() {
     again = again + number(&last["delivered"]) - TOTAL;
     assert!(again <= 4 * IN_FLIGHT as u64, "{again} were done twice");
     assert_eq!(ground.points().await, TOTAL);
+}
+
+/// Told to stop while the store still answers the last writes: nothing is left to do, so that it ends well.
+#[test]
+fn a_backfill_that_is_stopped_with_nothing_left_to_do_exits_with_zero() {
+    let ground = Ground::new(1);
+    ground.produce(&documents("doc", 20));
+    ground
+        .server
+        .faults()
+        .always(Some(Fault::Slow(Duration::from_secs(2))));
+    let run = ground.spawn(&["backfill", "--json", "--offsets", "0:.."]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ground.server.faults().served() == 0 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let id = run.id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &id]).status().unwrap();
+    assert!(sent.success());
+    let report = report(&run.wait_with_output().unwrap());
+    assert_eq!(number(&report["written"]), 20, "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,11 +18,18 @@ async fn threshold(ground: &Ground) -> u64 {
 
 /// A slow backfill that has begun to write, bulk mode on.
 async fn filling(ground: &Ground) -> Child {
+    filling_as(ground, "backfill", "0:..").await
+}
+
+/// The same under a name, over these offsets.
+async fn filling_as(ground: &Ground, job: &str, offsets: &str) -> Child {
     let arguments = [
         "backfill",
         "--bulk",
+        "--job",
+        job,
         "--offsets",
-        "0:..",
+        offsets,
         "--max-docs-per-second",
         "40",
     ];
@@ -80,6 +87,45 @@ async fn the_search_graph_is_on_again_however_a_backfill_ends() {
     // Without the flag it is never off.
     let output = ground.run(&["backfill", "--offsets", "0:..50"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("search graph"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_backfills_of_which_one_is_killed_leave_the_search_graph_on() {
+    const DOCUMENTS: usize = 900;
+    let ground = Ground::new(1);
+    ground.produce(&documents("doc", DOCUMENTS));
+    let normal = threshold(&ground).await;
+
+    // The one that switched it off is killed; the one that joined later switches it on.
+    let mut first = filling_as(&ground, "first", "0:..300").await;
+    let second = filling_as(&ground, "second", "0:300..360").await;
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(threshold(&ground).await, 0, "the second goes on");
+    let output = second.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    assert_eq!(threshold(&ground).await, normal, "{log}");
+
+    // One is killed after another has switched it on: it stays on, and what the killed one left runs out.
+    let mut third = filling_as(&ground, "third", "0:400..").await;
+    let fourth = filling_as(&ground, "fourth", "0:360..400").await;
+    assert!(fourth.wait_with_output().unwrap().status.success());
+    assert_eq!(threshold(&ground).await, normal);
+    third.kill().unwrap();
+    third.wait().unwrap();
+    let store = ground.store().await;
+    let late = jiff::Timestamp::now() + bulk::LEASE + Duration::from_secs(1);
+    bulk::end_abandoned(&*store, late).await.unwrap();
+    assert_eq!(threshold(&ground).await, normal);
+
+    // The killed ones go on where they were.
+    for (job, offsets) in [("first", "0:..300"), ("third", "0:400..")] {
+        let output = ground.run(&["backfill", "--bulk", "--job", job, "--offsets", offsets]);
+        assert!(output.status.success());
+    }
+    assert_eq!(threshold(&ground).await, normal);
+    assert_eq!(ground.points().await, DOCUMENTS as u64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

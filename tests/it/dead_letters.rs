@@ -57,6 +57,7 @@ fn letter(offset: i64, value: Option<Vec<u8>>) -> DeadLetter {
                 name: "ce_type".to_owned(),
                 value: Some(b"article".to_vec()),
             }],
+            fault: None,
         },
         stage: "decode".to_owned(),
         class: if offset % 2 == 0 {

@@ -382,6 +382,7 @@ async fn what_kafka_refuses_for_its_size_is_cut_and_spooled() {
             key: Some(format!("doc-{offset}").into_bytes()),
             value: Some(vec![b'x'; bytes]),
             headers: Vec::new(),
+            fault: None,
         },
         stage: "decode".to_owned(),
         class: "too_large".to_owned(),

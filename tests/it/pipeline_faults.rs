@@ -262,6 +262,7 @@ fn record(partition: i32, offset: i64, id: &str, title: &str) -> SourceRecord {
                 .into_bytes(),
         ),
         headers: Vec::new(),
+        fault: None,
     }
 }
 

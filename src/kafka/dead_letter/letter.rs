@@ -224,6 +224,7 @@ mod tests {
             key: Some(b"id".to_vec()),
             value: Some(b"{broken".to_vec()),
             headers,
+            fault: None,
         }
     }
 
@@ -248,6 +249,7 @@ mod tests {
             key: envelope.key,
             value: envelope.value,
             headers: envelope.headers,
+            fault: None,
         }
     }
 

@@ -320,6 +320,7 @@ impl Reader {
                             key: message.key().map(<[u8]>::to_vec),
                             value: message.payload().map(<[u8]>::to_vec),
                             headers: headers_of(&message),
+                            fault: None,
                         };
                         if visit(record).is_break() {
                             return Ok(());

@@ -196,6 +196,7 @@ impl SpooledRecord {
             key: decode(self.key_base64)?,
             value: decode(self.value_base64)?,
             headers,
+            fault: None,
         })
     }
 }
@@ -219,6 +220,7 @@ mod tests {
                     name: "h".to_owned(),
                     value: None,
                 }],
+                fault: None,
             },
             stage: "decode".to_owned(),
             class: "too_large".to_owned(),

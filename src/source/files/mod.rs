@@ -327,6 +327,7 @@ fn source_record(record: FileRecord, partition: &TopicPartition) -> SourceRecord
         key: None,
         value: Some(record.value),
         headers: Vec::new(),
+        fault: record.fault,
     }
 }
 

@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use parquet::basic::{LogicalType, TimeUnit};
+use parquet::basic::{Compression, LogicalType, TimeUnit};
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::serialized_reader::ReadOptionsBuilder;
 use parquet::record::reader::RowIter;
@@ -43,6 +44,12 @@ impl ParquetRows {
             let damaged = |error: parquet::errors::ParquetError| damaged(input, &error);
             let whole = SerializedFileReader::new(file()?).map_err(damaged)?;
             let metadata = whole.metadata();
+            if let Some(reason) = unreadable_column(metadata) {
+                return Err(FilesError::Damaged {
+                    path: input.path.clone(),
+                    reason,
+                });
+            }
             let (mut skipped_groups, mut skipped_rows, mut all_rows) = (0, 0_i64, 0_i64);
             for group in metadata.row_groups() {
                 all_rows = all_rows.saturating_add(group.num_rows());
@@ -119,6 +126,29 @@ fn guarded<T>(
             reason: "it is damaged, or has a column of a type that cannot be read".to_owned(),
         })
     })
+}
+
+/// Says which column is compressed in a way that this program was not built for.
+fn unreadable_column(metadata: &ParquetMetaData) -> Option<String> {
+    let column = metadata
+        .row_groups()
+        .iter()
+        .flat_map(|group| group.columns())
+        .find(|column| {
+            matches!(
+                column.compression(),
+                Compression::BROTLI(_) | Compression::LZO
+            )
+        })?;
+    let name = column.column_path();
+    let method = match column.compression() {
+        Compression::LZO => "LZO",
+        _ => "Brotli",
+    };
+    Some(format!(
+        "its column {name} is compressed with {method}; write the file with zstd, snappy, gzip, lz4 or without \
+         compression"
+    ))
 }
 
 fn damaged(input: &Input, error: &parquet::errors::ParquetError) -> FilesError {
@@ -207,4 +237,40 @@ fn entries(entries: &[(Field, Field)]) -> Map<String, Value> {
             (name, json(value))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::basic::BrotliLevel;
+    use parquet::file::metadata::{ColumnChunkMetaData, FileMetaData, RowGroupMetaData};
+    use parquet::schema::parser::parse_message_type;
+    use parquet::schema::types::SchemaDescriptor;
+
+    use super::*;
+
+    #[test]
+    fn a_column_of_unknown_compression_is_named() {
+        let schema = parse_message_type("message m { required binary title (UTF8); }").unwrap();
+        let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
+        let compressed = |compression| {
+            let column = ColumnChunkMetaData::builder(schema.column(0))
+                .set_compression(compression)
+                .build()
+                .unwrap();
+            let group = RowGroupMetaData::builder(Arc::clone(&schema))
+                .set_column_metadata(vec![column])
+                .build()
+                .unwrap();
+            let file = FileMetaData::new(1, 1, None, None, Arc::clone(&schema), None);
+            unreadable_column(&ParquetMetaData::new(file, vec![group]))
+        };
+        assert_eq!(compressed(Compression::SNAPPY), None);
+        let reason = compressed(Compression::BROTLI(BrotliLevel::default())).unwrap();
+        assert!(
+            reason.contains("column \"title\"") && reason.contains("Brotli"),
+            "{reason}"
+        );
+    }
 }

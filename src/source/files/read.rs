@@ -41,6 +41,8 @@ pub(super) struct FileRecord {
     pub(super) index: i64,
     pub(super) value: Vec<u8>,
     pub(super) timestamp_ms: Option<i64>,
+    /// Why the bytes are no value.
+    pub(super) fault: Option<Box<str>>,
 }
 
 /// Reads one file from some record on.
@@ -68,8 +70,22 @@ enum Rows {
     },
 }
 
-/// Bytes of a record, and its fields where they can be read.
-type ContentAndFields = (Vec<u8>, Option<Value>);
+/// Bytes of a record, and its fields where they are known or why there are none.
+struct Contents {
+    bytes: Vec<u8>,
+    fields: Option<Value>,
+    fault: Option<Box<str>>,
+}
+
+impl Contents {
+    fn of_object(object: Value) -> Self {
+        Self {
+            bytes: object.to_string().into_bytes(),
+            fields: Some(object),
+            fault: None,
+        }
+    }
+}
 
 impl Records {
     /// Opens `input` at the record of index `first`; `bytes_done` counts what is read of the file.
@@ -132,26 +148,30 @@ impl Records {
     /// The next record; blank lines are none. `None` at the end of the file.
     pub(super) fn next(&mut self) -> Result<Option<FileRecord>, FilesError> {
         while let Some((index, content)) = self.next_raw()? {
-            let (mut value, tree) = match content {
+            let mut read = match content {
                 Content::Raw(raw) => match self.content_of(index, raw)? {
                     Some(read) => read,
                     None => continue,
                 },
-                Content::Object(object) => (object.to_string().into_bytes(), Some(object)),
+                Content::Object(object) => Contents::of_object(object),
             };
-            value.truncate(self.options.max_value_bytes.saturating_add(1));
-            let timestamp_ms = tree.and_then(|tree| age(&tree, &self.options.timestamp_field));
+            read.bytes
+                .truncate(self.options.max_value_bytes.saturating_add(1));
+            let timestamp_ms = read
+                .fields
+                .and_then(|fields| age(&fields, &self.options.timestamp_field));
             return Ok(Some(FileRecord {
                 index,
-                value,
+                value: read.bytes,
                 timestamp_ms,
+                fault: read.fault,
             }));
         }
         Ok(None)
     }
 
     /// A line's or row's bytes as JSON, and its fields where they can be read; `None` when blank.
-    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<ContentAndFields>, FilesError> {
+    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<Contents>, FilesError> {
         let text = raw
             .bytes
             .strip_prefix(BYTE_ORDER_MARK)
@@ -161,16 +181,24 @@ impl Records {
         }
         if let Rows::Csv { header, cells, .. } = &mut self.rows {
             return Ok(Some(match object_of_row(&raw, header, cells) {
-                Some(object) => (object.to_string().into_bytes(), Some(object)),
-                None => (raw.bytes, None),
+                Ok(object) => Contents::of_object(object),
+                Err(fault) => Contents {
+                    bytes: raw.bytes,
+                    fields: None,
+                    fault: Some(fault),
+                },
             }));
         }
         if index == 0 && is_one_value(text) {
             return Err(FilesError::OneJsonValue(self.path.clone()));
         }
         let wanted = !raw.cut && !self.options.timestamp_field.is_empty();
-        let tree = wanted.then(|| serde_json::from_slice(text).ok()).flatten();
-        Ok(Some((raw.bytes, tree)))
+        let fields = wanted.then(|| serde_json::from_slice(text).ok()).flatten();
+        Ok(Some(Contents {
+            bytes: raw.bytes,
+            fields,
+            fault: None,
+        }))
     }
 
     fn next_raw(&mut self) -> Result<Option<(i64, Content)>, FilesError> {
@@ -254,21 +282,29 @@ fn repeated(names: &[String]) -> Option<&str> {
         .find(|name| !seen.insert(*name))
 }
 
-/// A row as an object of texts, without its empty cells; `None` when it does not fit the header.
-fn object_of_row(raw: &Raw, header: &[String], cells: &mut CellReader) -> Option<Value> {
+/// A row as an object of texts, without its empty cells; the error says why it does not fit the header.
+fn object_of_row(raw: &Raw, header: &[String], cells: &mut CellReader) -> Result<Value, Box<str>> {
     if raw.cut {
-        return None;
+        return Err("the row is longer than decode.max_value_bytes allows".into());
     }
-    let cells = cells.cells(&raw.bytes)?;
+    let cells = cells
+        .cells(&raw.bytes)
+        .ok_or("the row of the CSV cannot be read: it is not UTF-8, or a quote in it stays open")?;
     if cells.len() != header.len() {
-        return None;
+        return Err(format!(
+            "the row of the CSV has {} cells, its header {}; put cells that contain the delimiter or \
+             line ends in quotes",
+            cells.len(),
+            header.len()
+        )
+        .into());
     }
     let filled = header
         .iter()
         .zip(cells)
         .filter(|(_, cell)| !cell.is_empty());
     let object = filled.map(|(name, cell)| (name.clone(), Value::String(cell.to_owned())));
-    Some(Value::Object(object.collect::<Map<_, _>>()))
+    Ok(Value::Object(object.collect::<Map<_, _>>()))
 }
 
 /// A record's age in milliseconds since the epoch, where it says one that can be read.

@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::Duration;
 
+use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use ::parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, Int64Type};
+use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
@@ -173,6 +175,15 @@ fn rows_of_a_csv_are_objects() {
         json!({"id": "2", "title": "两\n行"})
     );
     assert_eq!(delivered.values()[2], "3,too,few");
+    let faults: Vec<_> = delivered
+        .records
+        .iter()
+        .map(|record| record.fault.as_deref())
+        .collect();
+    assert!(
+        matches!(faults[..], [None, None, Some(fault), None] if fault.contains("3 cells, its header 4")),
+        "{faults:?}"
+    );
     assert_eq!(delivered.records[3].timestamp_ms, Some(1_769_846_400_000));
     let tsv = read(&folder, &[folder.write("a.tsv", "id\ttitle\n1\t标,题\n")]);
     assert_eq!(tsv.json(), [json!({"id": "1", "title": "标,题"})]);
@@ -192,12 +203,19 @@ fn a_quote_that_never_closes_is_one_bounded_record() {
 
 /// Writes `groups` row groups of two rows each; ids count up.
 fn parquet_file(folder: &Folder, name: &str, groups: i64) -> PathBuf {
+    parquet_file_in(folder, name, groups, Compression::UNCOMPRESSED)
+}
+
+fn parquet_file_in(folder: &Folder, name: &str, groups: i64, compression: Compression) -> PathBuf {
     let schema = "message m { required binary id (UTF8); optional binary title (UTF8);
         required int64 at (TIMESTAMP(NANOS,true)); required double score; required boolean seen; }";
     let path = folder.path(name);
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let mut writer =
-        SerializedFileWriter::new(File::create(&path).unwrap(), schema, Arc::default()).unwrap();
+    let properties = WriterProperties::builder()
+        .set_compression(compression)
+        .build();
+    let file = File::create(&path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
     for group in 0..groups {
         let ids: Vec<ByteArray> = (0..2)
             .map(|row| ByteArray::from(format!("p{}", group * 2 + row).as_str()))
@@ -256,6 +274,23 @@ fn rows_of_a_parquet_file_are_objects() {
     );
     assert_eq!(delivered.records[0].timestamp_ms, Some(1_769_846_400_123));
     assert_eq!(delivered.json()[5]["id"], "p5");
+}
+
+#[test]
+fn a_parquet_file_may_be_compressed() {
+    let folder = Folder::new();
+    let plain = read(&folder, &[parquet_file(&folder, "plain.parquet", 2)]);
+    for compression in [
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::ZSTD(ZstdLevel::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+    ] {
+        let file = parquet_file_in(&folder, "compressed.parquet", 2, compression);
+        let delivered = read(&folder, &[file]);
+        assert_eq!(delivered.values(), plain.values(), "{compression}");
+    }
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn headers_of_dead_letters() {
             key: (input.len() % 2 == 1).then(|| input.iter().take(9).copied().collect()),
             value: value.map(<[u8]>::to_vec),
             headers,
+            fault: None,
         };
         let letter = StoredDeadLetter::parse(record.clone());
         assert_eq!(letter.position, record.position);

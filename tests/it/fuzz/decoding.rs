@@ -90,6 +90,7 @@ fn record(key: Option<&[u8]>, value: &[u8], headers: Vec<Header>) -> SourceRecor
         key: key.map(<[u8]>::to_vec),
         value: Some(value.to_vec()),
         headers,
+        fault: None,
     }
 }
 

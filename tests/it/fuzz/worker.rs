@@ -103,6 +103,7 @@ fn records(count: usize) -> Vec<SourceRecord> {
                 } else {
                     Vec::new()
                 },
+                fault: None,
             }
         })
         .collect()

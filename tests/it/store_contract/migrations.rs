@@ -230,6 +230,9 @@ async fn bulk_mode_ends_even_if_its_worker_is_gone(mut it: Bare) {
     assert_eq!(store.admin().graph_threshold().await, Ok(0));
     let second = Bulk::begin(Arc::clone(&store), started).await.unwrap();
     first.end().await.unwrap();
+    assert_eq!(store.admin().graph_threshold().await, Ok(before));
+    second.renew(started).await.unwrap();
+    assert_eq!(store.admin().graph_threshold().await, Ok(0), "off again");
     second.end().await.unwrap();
     assert_eq!(store.admin().graph_threshold().await, Ok(before));
 
