@@ -2,6 +2,7 @@
 //! tagger, a store. Knows every stage's constructor; must not know how stages are wired.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::decode::{Decoder, InvalidDecodeSettings};
 use crate::document::is_blank;
@@ -356,6 +357,10 @@ pub fn wiring(settings: &Settings) -> Wiring {
         batch: settings.batch.clone(),
         batch_points: settings.store.batch_points,
         write_concurrency: settings.store.concurrency,
+        write_linger: settings
+            .pipeline
+            .write_linger_ms
+            .map_or_else(|| settings.store.kind.write_linger(), Duration::from_millis),
         commit_interval: settings.kafka.commit_interval(),
         revoke_drain: settings.kafka.revoke_drain(),
         throttle: None,

@@ -138,7 +138,8 @@ fn settings_of(plan: &Plan<'_>, folder: &Path) -> Settings {
     plan.topic.clone_into(&mut settings.kafka.topic);
     // Each run reads the topic from its beginning.
     settings.kafka.group_id = format!("bench-{}", uuid::Uuid::new_v4());
-    settings.kafka.properties = Properties::default();
+    // The mock broker lets a fetch that finds nothing wait for its whole time, whatever arrives meanwhile.
+    settings.kafka.properties = Properties::from_pairs([("fetch.wait.max.ms", "10")]);
     settings.store.apply_migrations = true;
     if plan.target == Target::Embedded {
         settings.store.kind = StoreKind::Embedded;

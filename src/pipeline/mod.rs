@@ -101,6 +101,8 @@ pub struct Wiring {
     pub batch_points: usize,
     /// Writes in flight.
     pub write_concurrency: usize,
+    /// How long an incomplete write waits for company, counted from the write before.
+    pub write_linger: Duration,
     /// How often offsets are committed.
     pub commit_interval: Duration,
     /// How long a revocation waits for what is in flight.
@@ -334,7 +336,7 @@ fn start(
         let settings = WriterSettings {
             batch_points: wiring.batch_points,
             concurrency: wiring.write_concurrency,
-            linger: wiring.pipeline.write_linger(),
+            linger: wiring.write_linger,
         };
         async move {
             let _guard = PanicGuard(context.clone());

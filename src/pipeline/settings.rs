@@ -20,8 +20,8 @@ pub struct PipelineSettings {
     pub prepare_threads: usize,
     /// Texts whose answers are kept for when they come again; 0 for none.
     pub repeated_texts: usize,
-    /// How long an incomplete write waits for company while other writes are in flight.
-    pub write_linger_ms: u64,
+    /// How long an incomplete write waits for company, counted from the write before; `None` for what the store likes.
+    pub write_linger_ms: Option<u64>,
     /// How long a shutdown waits for what is in flight.
     pub drain_ms: u64,
 }
@@ -34,7 +34,7 @@ impl Default for PipelineSettings {
             max_uncommitted_records: 200_000,
             prepare_threads: 1,
             repeated_texts: 4096,
-            write_linger_ms: 5,
+            write_linger_ms: None,
             drain_ms: 20_000,
         }
     }
@@ -72,12 +72,10 @@ impl PipelineSettings {
             1_000_000,
         );
         check_range(violations, "prepare_threads", self.prepare_threads, 1, 64);
-        check_range(violations, "write_linger_ms", self.write_linger_ms, 0, 1000);
+        if let Some(linger_ms) = self.write_linger_ms {
+            check_range(violations, "write_linger_ms", linger_ms, 0, 10_000);
+        }
         check_range(violations, "drain_ms", self.drain_ms, 0, 600_000);
-    }
-
-    pub(super) fn write_linger(&self) -> Duration {
-        Duration::from_millis(self.write_linger_ms)
     }
 
     pub(super) fn drain(&self) -> Duration {

@@ -50,7 +50,7 @@ pub(super) struct WriterSettings {
     pub(super) batch_points: usize,
     /// Requests in flight at most.
     pub(super) concurrency: usize,
-    /// How long an incomplete batch waits for company while other requests are in flight.
+    /// How long an incomplete batch waits for company, counted from the last request.
     pub(super) linger: Duration,
 }
 
@@ -63,30 +63,33 @@ pub(super) async fn run_writer(
     let refusals = Arc::new(AtomicUsize::new(0));
     let mut in_flight = FuturesUnordered::new();
     let mut pending: Vec<Write> = Vec::new();
-    let mut oldest: Option<Instant> = None;
+    let mut sent: Option<Instant> = None;
     let mut open = true;
     while open || !pending.is_empty() || !in_flight.is_empty() {
+        let left = |sent: Option<Instant>| {
+            sent.map_or(Duration::ZERO, |at| {
+                settings.linger.saturating_sub(at.elapsed())
+            })
+        };
         while in_flight.len() < settings.concurrency && !pending.is_empty() {
-            let due = oldest.is_none_or(|since| since.elapsed() >= settings.linger);
-            if pending.len() < settings.batch_points && !in_flight.is_empty() && open && !due {
+            // A write after a pause goes out at once. Under load every write costs the store as much as its
+            // points do, so that an incomplete one waits.
+            let is_draining = !open || context.draining.load(Ordering::Acquire) > 0;
+            if pending.len() < settings.batch_points && !left(sent).is_zero() && !is_draining {
                 break;
             }
             let rest = pending.split_off(pending.len().min(settings.batch_points));
             let batch = std::mem::replace(&mut pending, rest);
-            oldest = (!pending.is_empty()).then(Instant::now);
+            sent = Some(Instant::now());
             in_flight.push(write_durably(context.clone(), refusals.clone(), batch));
         }
         let may_receive = open && pending.len() < settings.batch_points * settings.concurrency;
-        let linger = oldest.map_or(settings.linger, |since| {
-            settings.linger.saturating_sub(since.elapsed())
-        });
         let may_linger = !pending.is_empty() && in_flight.len() < settings.concurrency;
         tokio::select! {
             biased;
             Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcome?,
             received = incoming.recv(), if may_receive => match received {
                 Some(writes) => {
-                    oldest.get_or_insert_with(Instant::now);
                     pending.extend(writes);
                     // What else is at hand joins this batch at no cost.
                     while pending.len() < settings.batch_points
@@ -97,7 +100,7 @@ pub(super) async fn run_writer(
                 }
                 None => open = false,
             },
-            () = tokio::time::sleep(linger), if may_linger => {}
+            () = tokio::time::sleep(left(sent)), if may_linger => {}
         }
     }
     Ok(())

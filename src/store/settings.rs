@@ -25,6 +25,17 @@ pub enum StoreKind {
     Qdrant,
 }
 
+impl StoreKind {
+    /// How long an incomplete write waits for company where nothing is configured. A write of the embedded
+    /// store takes 10 ms of processor time for its flush, which no model gets.
+    pub(crate) fn write_linger(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Embedded => 200,
+            Self::Qdrant => 20,
+        })
+    }
+}
+
 /// The `[store]` section.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
