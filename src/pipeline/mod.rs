@@ -18,6 +18,7 @@ mod infer;
 mod intake;
 mod ledger;
 mod outage;
+mod pace;
 mod prepare;
 mod repeats;
 mod settings;

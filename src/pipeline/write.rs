@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::dead_letters::{Refusal, refuse};
 use super::ledger::Ticket;
+use super::pace::Pace;
 use super::{Context, PipelineError};
 use crate::source::SourceRecord;
 use crate::store::{PointWrite, StoreError};
@@ -63,24 +64,17 @@ pub(super) async fn run_writer(
     let refusals = Arc::new(AtomicUsize::new(0));
     let mut in_flight = FuturesUnordered::new();
     let mut pending: Vec<Write> = Vec::new();
-    let mut sent: Option<Instant> = None;
+    let mut pace = Pace::new(settings.batch_points, settings.linger);
     let mut open = true;
     while open || !pending.is_empty() || !in_flight.is_empty() {
-        let left = |sent: Option<Instant>| {
-            sent.map_or(Duration::ZERO, |at| {
-                settings.linger.saturating_sub(at.elapsed())
-            })
-        };
         while in_flight.len() < settings.concurrency && !pending.is_empty() {
-            // A write after a pause goes out at once. Under load every write costs the store as much as its
-            // points do, so that an incomplete one waits.
             let is_draining = !open || context.draining.load(Ordering::Acquire) > 0;
-            if pending.len() < settings.batch_points && !left(sent).is_zero() && !is_draining {
+            if !is_draining && !pace.wait(pending.len(), Instant::now()).is_zero() {
                 break;
             }
             let rest = pending.split_off(pending.len().min(settings.batch_points));
             let batch = std::mem::replace(&mut pending, rest);
-            sent = Some(Instant::now());
+            pace.sent(Instant::now());
             in_flight.push(write_durably(context.clone(), refusals.clone(), batch));
         }
         let may_receive = open && pending.len() < settings.batch_points * settings.concurrency;
@@ -100,7 +94,7 @@ pub(super) async fn run_writer(
                 }
                 None => open = false,
             },
-            () = tokio::time::sleep(left(sent)), if may_linger => {}
+            () = tokio::time::sleep(pace.wait(pending.len(), Instant::now())), if may_linger => {}
         }
     }
     Ok(())
