@@ -24,7 +24,8 @@ def plain(source, target):
     del graph.input[:], graph.output[:]
     graph.input.extend(inputs)
     for (name, dims), wanted in zip(outputs.items(), ("logits", "last_hidden_state"), strict=True):
-        graph.node.append(helper.make_node("Identity", [name], [wanted]))
+        if name != wanted:
+            graph.node.append(helper.make_node("Identity", [name], [wanted]))
         graph.output.append(helper.make_tensor_value_info(wanted, TensorProto.FLOAT, dims))
     onnx.save(model, target)
 
