@@ -32,6 +32,7 @@ PARTITIONS = 24
 # Where the counted part of a run begins and ends, in shares of its documents.
 FROM, TO = 0.1, 0.95
 PATIENCE_SECONDS = 600
+FEWEST_DOCUMENTS = 128
 POLL_SECONDS = 0.02
 
 
@@ -46,6 +47,8 @@ def main():
     arguments = parser.parse_args()
     bundle = "models/compact" if arguments.shape == "compact" else f"models/bench-{arguments.shape}-{arguments.precision}"
     documents = arguments.documents or (4000 if arguments.shape == "compact" else 320)
+    if documents < FEWEST_DOCUMENTS:
+        parser.error(f"--documents has to be {FEWEST_DOCUMENTS} at least: the peer's batches of 32 give no rate before")
     if not BINARY.is_file() or not (ROOT / bundle / "bundle.toml").is_file():
         sys.exit(f"{BINARY} or {bundle} is missing; start this through `make bench-peer`")
     with tempfile.TemporaryDirectory() as scratch, Broker() as broker:
