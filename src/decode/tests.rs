@@ -37,6 +37,15 @@ fn decoder(change: impl FnOnce(&mut DecodeSettings)) -> Decoder {
     Decoder::new(&settings).unwrap()
 }
 
+#[test]
+fn what_the_source_could_not_read_is_refused_in_its_words() {
+    let mut row = record(None, Some(b"3,too,few"), &[]);
+    row.fault = Some("the row has 3 cells".into());
+    let error = decoder(|_| {}).decode(&row).unwrap_err();
+    assert_eq!(error.class(), "invalid_row");
+    assert_eq!(error.to_string(), "the row has 3 cells");
+}
+
 /// Decodes a value without headers by the default settings.
 fn decode(key: Option<&str>, value: &str) -> Result<Document, DecodeError> {
     document(&decoder(|_| {}), &record(key, Some(value.as_bytes()), &[]))

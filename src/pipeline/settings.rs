@@ -73,7 +73,7 @@ impl PipelineSettings {
         );
         check_range(violations, "prepare_threads", self.prepare_threads, 1, 64);
         if let Some(linger_ms) = self.write_linger_ms {
-            check_range(violations, "write_linger_ms", linger_ms, 0, 10_000);
+            check_range(violations, "write_linger_ms", linger_ms, 0, 1000);
         }
         check_range(violations, "drain_ms", self.drain_ms, 0, 600_000);
     }

@@ -29,6 +29,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// First pause between two tries of one batch.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 
+/// Longest wait of an incomplete write for company, so that a drain is noticed soon.
+const TICK: Duration = Duration::from_millis(20);
+
 /// How often an outage is logged while it lasts.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -94,7 +97,7 @@ pub(super) async fn run_writer(
                 }
                 None => open = false,
             },
-            () = tokio::time::sleep(pace.wait(pending.len(), Instant::now())), if may_linger => {}
+            () = tokio::time::sleep(pace.wait(pending.len(), Instant::now()).min(TICK)), if may_linger => {}
         }
     }
     Ok(())

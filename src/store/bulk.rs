@@ -75,10 +75,12 @@ impl Bulk {
         };
         write(&*self.store, Some(lease)).await?;
         let admin = self.store.admin();
-        match admin.graph_threshold().await? {
-            NEVER => Ok(()),
-            _ => admin.set_graph_threshold(NEVER).await,
+        if admin.graph_threshold().await? == NEVER {
+            return Ok(());
         }
+        admin.set_graph_threshold(NEVER).await?;
+        // Whoever has just switched it on takes the lease away last: off it must not stay without one.
+        write(&*self.store, Some(lease)).await
     }
 
     /// Switches back.

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use parquet::basic::{Compression, LogicalType, TimeUnit};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::serialized_reader::ReadOptionsBuilder;
 use parquet::record::reader::RowIter;
@@ -130,25 +130,22 @@ fn guarded<T>(
 
 /// Says which column is compressed in a way that this program was not built for.
 fn unreadable_column(metadata: &ParquetMetaData) -> Option<String> {
-    let column = metadata
+    let mut columns = metadata
         .row_groups()
         .iter()
-        .flat_map(|group| group.columns())
-        .find(|column| {
-            matches!(
-                column.compression(),
-                Compression::BROTLI(_) | Compression::LZO
-            )
-        })?;
-    let name = column.column_path();
-    let method = match column.compression() {
-        Compression::LZO => "LZO",
-        _ => "Brotli",
-    };
-    Some(format!(
-        "its column {name} is compressed with {method}; write the file with zstd, snappy, gzip, lz4 or without \
-         compression"
-    ))
+        .flat_map(RowGroupMetaData::columns);
+    columns.find_map(|column| {
+        let method = match column.compression() {
+            Compression::BROTLI(_) => "Brotli",
+            Compression::LZO => "LZO",
+            _ => return None,
+        };
+        Some(format!(
+            "its column {} is compressed with {method}; write the file with zstd, snappy, gzip, lz4 or without \
+             compression",
+            column.column_path()
+        ))
+    })
 }
 
 fn damaged(input: &Input, error: &parquet::errors::ParquetError) -> FilesError {
@@ -244,7 +241,7 @@ mod tests {
     use std::sync::Arc;
 
     use parquet::basic::BrotliLevel;
-    use parquet::file::metadata::{ColumnChunkMetaData, FileMetaData, RowGroupMetaData};
+    use parquet::file::metadata::{ColumnChunkMetaData, FileMetaData};
     use parquet::schema::parser::parse_message_type;
     use parquet::schema::types::SchemaDescriptor;
 

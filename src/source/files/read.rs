@@ -71,13 +71,13 @@ enum Rows {
 }
 
 /// Bytes of a record, and its fields where they are known or why there are none.
-struct Contents {
+struct Parsed {
     bytes: Vec<u8>,
     fields: Option<Value>,
     fault: Option<Box<str>>,
 }
 
-impl Contents {
+impl Parsed {
     fn of_object(object: Value) -> Self {
         Self {
             bytes: object.to_string().into_bytes(),
@@ -148,30 +148,31 @@ impl Records {
     /// The next record; blank lines are none. `None` at the end of the file.
     pub(super) fn next(&mut self) -> Result<Option<FileRecord>, FilesError> {
         while let Some((index, content)) = self.next_raw()? {
-            let mut read = match content {
-                Content::Raw(raw) => match self.content_of(index, raw)? {
-                    Some(read) => read,
+            let mut parsed = match content {
+                Content::Raw(raw) => match self.parse(index, raw)? {
+                    Some(parsed) => parsed,
                     None => continue,
                 },
-                Content::Object(object) => Contents::of_object(object),
+                Content::Object(object) => Parsed::of_object(object),
             };
-            read.bytes
+            parsed
+                .bytes
                 .truncate(self.options.max_value_bytes.saturating_add(1));
-            let timestamp_ms = read
+            let timestamp_ms = parsed
                 .fields
                 .and_then(|fields| age(&fields, &self.options.timestamp_field));
             return Ok(Some(FileRecord {
                 index,
-                value: read.bytes,
+                value: parsed.bytes,
                 timestamp_ms,
-                fault: read.fault,
+                fault: parsed.fault,
             }));
         }
         Ok(None)
     }
 
     /// A line's or row's bytes as JSON, and its fields where they can be read; `None` when blank.
-    fn content_of(&mut self, index: i64, raw: Raw) -> Result<Option<Contents>, FilesError> {
+    fn parse(&mut self, index: i64, raw: Raw) -> Result<Option<Parsed>, FilesError> {
         let text = raw
             .bytes
             .strip_prefix(BYTE_ORDER_MARK)
@@ -181,8 +182,8 @@ impl Records {
         }
         if let Rows::Csv { header, cells, .. } = &mut self.rows {
             return Ok(Some(match object_of_row(&raw, header, cells) {
-                Ok(object) => Contents::of_object(object),
-                Err(fault) => Contents {
+                Ok(object) => Parsed::of_object(object),
+                Err(fault) => Parsed {
                     bytes: raw.bytes,
                     fields: None,
                     fault: Some(fault),
@@ -194,7 +195,7 @@ impl Records {
         }
         let wanted = !raw.cut && !self.options.timestamp_field.is_empty();
         let fields = wanted.then(|| serde_json::from_slice(text).ok()).flatten();
-        Ok(Some(Contents {
+        Ok(Some(Parsed {
             bytes: raw.bytes,
             fields,
             fault: None,
