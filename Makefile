@@ -77,9 +77,10 @@ model: .venv-torch/.ready ## export a checkpoint to models/NAME: CHECKPOINT=fold
 finetune: .venv-torch/.ready ## fine-tune a checkpoint and export it: ARGS='--checkpoint C --taxonomy T --train FILE --name NAME'
 	.venv-torch/bin/python -m tools.finetune $(ARGS)
 
-# `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one.
-BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32,int8)
-BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),models/bench-$(shape)-$(BENCH_PRECISION)/bundle.toml))
+# `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one,
+# `--peer-precision fp32` for both.
+BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32) $(if $(findstring --precision fp32,$(ARGS)),,int8)
+BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),$(BENCH_PRECISION:%=models/bench-$(shape)-%/bundle.toml)))
 
 .PHONY: bench
 bench: build $$(BENCH_BUNDLE) ## measured throughput of each stage and of the whole (ARGS='--json', '--shape 330m')

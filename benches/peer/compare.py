@@ -40,28 +40,37 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shape", choices=("compact", "110m", "330m"), default="compact")
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
+    parser.add_argument("--peer-precision", choices=("int8", "fp32"), help="of the peer's model, where it is not the same")
     parser.add_argument("--mix", choices=("titles", "articles", "mixed"), default="mixed")
     parser.add_argument("--documents", type=int, help="documents of a run (default: 4000, 320 for larger models)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    bundle = "models/compact" if arguments.shape == "compact" else f"models/bench-{arguments.shape}-{arguments.precision}"
+    if arguments.shape == "compact" and "fp32" in (arguments.precision, arguments.peer_precision):
+        parser.error("the compact model stands here in int8 alone: fp32 is for --shape 110m or 330m")
+    bundle = bundle_of(arguments.shape, arguments.precision)
+    peer_bundle = bundle_of(arguments.shape, arguments.peer_precision or arguments.precision)
     documents = arguments.documents or (4000 if arguments.shape == "compact" else 320)
     if documents < FEWEST_DOCUMENTS:
         parser.error(f"--documents has to be {FEWEST_DOCUMENTS} at least: the peer's batches of 32 give no rate before")
-    if not BINARY.is_file() or not (ROOT / bundle / "bundle.toml").is_file():
-        sys.exit(f"{BINARY} or {bundle} is missing; start this through `make bench-peer`")
+    for needed in (BINARY, ROOT / bundle / "bundle.toml", ROOT / peer_bundle / "bundle.toml"):
+        if not needed.is_file():
+            sys.exit(f"{needed} is missing; start this through `make bench-peer`")
     with tempfile.TemporaryDirectory() as scratch, Broker() as broker:
         model = Path(scratch) / "plain.onnx"
-        plain(ROOT / bundle / "model.onnx", model)
+        plain(ROOT / peer_bundle / "model.onnx", model)
         broker.fill("documents", arguments.mix, documents)
         rounds = []
         for number in range(1, arguments.rounds + 1):
             ours = run_ours(broker.servers, bundle, documents)
-            peer = run_peer(broker.servers, bundle, model, documents)
+            peer = run_peer(broker.servers, peer_bundle, model, documents)
             rounds.append((ours, peer))
             print(f"round {number}: ours {ours['rate']:.1f}, peer {peer['rate']:.1f} documents/s", file=sys.stderr)
-    report(arguments, bundle, rounds)
+    report(arguments, bundle, peer_bundle, rounds)
+
+
+def bundle_of(shape, precision):
+    return "models/compact" if shape == "compact" else f"models/bench-{shape}-{precision}"
 
 
 class Broker:
@@ -179,25 +188,26 @@ def peak_mib(pid):
     return int(lines[0].split()[1]) / 1024 if lines else 0.0
 
 
-def report(arguments, bundle, rounds):
-    model_mib = (ROOT / bundle / "model.onnx").stat().st_size / 2**20
+def report(arguments, bundle, peer_bundle, rounds):
+    model_mib, peer_model_mib = ((ROOT / each / "model.onnx").stat().st_size / 2**20 for each in (bundle, peer_bundle))
 
     def middle(which, key):
         return statistics.median(each[which][key] for each in rounds)
 
     result = {
-        "model": bundle.rsplit("/", 1)[-1], "precision": arguments.precision, "mix": arguments.mix,
+        "model": bundle.rsplit("/", 1)[-1], "precision": arguments.precision,
+        "peer_precision": arguments.peer_precision or arguments.precision, "mix": arguments.mix,
         "documents_per_second": middle(0, "rate"), "peer_documents_per_second": middle(1, "rate"),
         "ratio": statistics.median(ours["rate"] / peer["rate"] for ours, peer in rounds),
         "peak_rss_mib": middle(0, "memory_mib"), "peer_peak_rss_mib": middle(1, "memory_mib"),
-        "memory_ratio_beyond_the_model": (middle(0, "memory_mib") - model_mib) / (middle(1, "memory_mib") - model_mib),
+        "memory_ratio_beyond_the_model": (middle(0, "memory_mib") - model_mib) / (middle(1, "memory_mib") - peer_model_mib),
     }  # fmt: skip
     if arguments.json:
         print(json.dumps(result))
         return
-    print(f"{result['model']}, {result['precision']}, {result['mix']}: {result['ratio']:.2f} times the peer")
+    print(f"{result['model']}, {result['precision']}, {result['mix']}: {result['ratio']:.2f} times the peer in {result['peer_precision']}")
     print(f"  documents/s  {result['documents_per_second']:8.1f}   peer {result['peer_documents_per_second']:8.1f}")
-    print(f"  peak MiB     {result['peak_rss_mib']:8.0f}   peer {result['peer_peak_rss_mib']:8.0f}   model {model_mib:.0f}")
+    print(f"  peak MiB     {result['peak_rss_mib']:8.0f}   peer {result['peer_peak_rss_mib']:8.0f}   model {model_mib:.0f}, {peer_model_mib:.0f}")
     print(f"  memory beyond the model: {result['memory_ratio_beyond_the_model']:.2f} of the peer's")
 
 
