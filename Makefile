@@ -78,8 +78,8 @@ finetune: .venv-torch/.ready ## fine-tune a checkpoint and export it: ARGS='--ch
 	.venv-torch/bin/python -m tools.finetune $(ARGS)
 
 # `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one,
-# `--peer-precision fp32` for both.
-BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32) $(if $(findstring --precision fp32,$(ARGS)),,int8)
+# `--peer-precision` for one more where it differs.
+BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32) $(if $(findstring --precision fp32,$(ARGS)),$(findstring int8,$(ARGS)),int8)
 BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),$(BENCH_PRECISION:%=models/bench-$(shape)-%/bundle.toml)))
 
 .PHONY: bench

@@ -40,16 +40,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shape", choices=("compact", "110m", "330m"), default="compact")
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
-    parser.add_argument("--peer-precision", choices=("int8", "fp32"), help="of the peer's model, where it is not the same")
+    parser.add_argument("--peer-precision", choices=("int8", "fp32"), help="of the peer's model (default: as ours)")
     parser.add_argument("--mix", choices=("titles", "articles", "mixed"), default="mixed")
     parser.add_argument("--documents", type=int, help="documents of a run (default: 4000, 320 for larger models)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    arguments.peer_precision = arguments.peer_precision or arguments.precision
     if arguments.shape == "compact" and "fp32" in (arguments.precision, arguments.peer_precision):
         parser.error("the compact model stands here in int8 alone: fp32 is for --shape 110m or 330m")
     bundle = bundle_of(arguments.shape, arguments.precision)
-    peer_bundle = bundle_of(arguments.shape, arguments.peer_precision or arguments.precision)
+    peer_bundle = bundle_of(arguments.shape, arguments.peer_precision)
     documents = arguments.documents or (4000 if arguments.shape == "compact" else 320)
     if documents < FEWEST_DOCUMENTS:
         parser.error(f"--documents has to be {FEWEST_DOCUMENTS} at least: the peer's batches of 32 give no rate before")
@@ -196,7 +197,7 @@ def report(arguments, bundle, peer_bundle, rounds):
 
     result = {
         "model": bundle.rsplit("/", 1)[-1], "precision": arguments.precision,
-        "peer_precision": arguments.peer_precision or arguments.precision, "mix": arguments.mix,
+        "peer_precision": arguments.peer_precision, "mix": arguments.mix,
         "documents_per_second": middle(0, "rate"), "peer_documents_per_second": middle(1, "rate"),
         "ratio": statistics.median(ours["rate"] / peer["rate"] for ours, peer in rounds),
         "peak_rss_mib": middle(0, "memory_mib"), "peer_peak_rss_mib": middle(1, "memory_mib"),
