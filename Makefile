@@ -94,7 +94,11 @@ bench-memory: build ## whether memory stays flat over 200,000 documents
 bench-peer: build .venv-peer/.ready $$(BENCH_BUNDLE) ## the same work by a worker in Python, in turn with ours
 	.venv-peer/bin/python benches/peer/compare.py $(ARGS)
 
-models/bench-%/bundle.toml: benches/shape.py | .venv-peer/.ready
+.PHONY: bench-precision
+bench-precision: .venv-peer/.ready $(foreach precision,fp32 int8,models/bench-$(or $(findstring 110m,$(ARGS)),330m)-$(precision)/bundle.toml) ## int8 against fp32 of the 330M (ARGS='--shape 110m'), in turn
+	.venv-peer/bin/python benches/precision.py $(ARGS)
+
+models/bench-%/bundle.toml: benches/shape.py tools/export/quantize.py tools/export/precision.py | .venv-peer/.ready
 	.venv-peer/bin/python benches/shape.py --shape $(word 1,$(subst -, ,$*)) --precision $(word 2,$(subst -, ,$*)) --out $(@D) >&2
 
 .PHONY: gpu-check

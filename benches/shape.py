@@ -2,20 +2,23 @@
 
     python benches/shape.py --shape 330m --precision int8 --out models/bench-330m-int8
 
-Owns the sizes and the fused graph of BERT in the contract tcbert-graph/1. Needs onnx, onnxruntime and numpy, no PyTorch.
+Owns the sizes and the fused graph of BERT in the contract tcbert-graph/1. Needs onnx and numpy, no PyTorch.
 """
 
 import argparse
 import hashlib
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# The int8 and the files that `make model` writes are what has to be measured.
+from tools.export import precision as written, quantize  # noqa: E402
 
 # layers, hidden size, attention heads; the feed-forward part is four times as wide.
 SHAPES = {"compact": (4, 256, 4), "110m": (12, 768, 12), "330m": (24, 1024, 16)}
@@ -23,7 +26,7 @@ VOCABULARY = 21128
 MAX_TOKENS = 512
 OPSET = 17
 MICROSOFT = "com.microsoft"
-COMPACT = Path(__file__).resolve().parents[1] / "models" / "compact"
+COMPACT = ROOT / "models" / "compact"
 
 
 class Graph:
@@ -132,14 +135,10 @@ def build(shape, seed):
 
 
 def write_graph(shape, precision, seed, target):
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        plain = Path(scratch) / "plain.onnx"
-        onnx.save(build(shape, seed), plain)
-        if precision == "int8":
-            options = {"DefaultTensorType": TensorProto.FLOAT}  # shape inference does not know the fused operators
-            quantize_dynamic(plain, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
-        else:
-            shutil.move(plain, target)
+    model = build(shape, seed)
+    if precision == "int8":
+        quantize.rewrite(model)
+    written.save(model, target, external=shape != "compact")
 
 
 def manifest(shape, precision, folder):
@@ -148,10 +147,10 @@ def manifest(shape, precision, folder):
         'source = "random weights, benches/shape.py"', 'revision = "1"', 'license = "Apache-2.0"',
         f"hidden_size = {SHAPES[shape][1]}", f"max_tokens = {MAX_TOKENS}", f"vocabulary_size = {VOCABULARY}", f'precision = "{precision}"',
     ]  # fmt: skip
-    for name in ("model.onnx", "tokenizer.json"):
-        with open(folder / name, "rb") as file:
+    for path in sorted(folder.glob("model.onnx*")) + [folder / "tokenizer.json"]:
+        with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines += ["", f'[files."{name}"]', f'sha256 = "{digest}"', f"bytes = {(folder / name).stat().st_size}"]
+        lines += ["", f'[files."{path.name}"]', f'sha256 = "{digest}"', f"bytes = {path.stat().st_size}"]
     return "\n".join([*lines, "", "[verification]", 'status = "random"', ""])
 
 

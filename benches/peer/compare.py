@@ -190,7 +190,7 @@ def peak_mib(pid):
 
 
 def report(arguments, bundle, peer_bundle, rounds):
-    model_mib, peer_model_mib = ((ROOT / each / "model.onnx").stat().st_size / 2**20 for each in (bundle, peer_bundle))
+    model_mib, peer_model_mib = (sum(file.stat().st_size for file in (ROOT / each).glob("model.onnx*")) / 2**20 for each in (bundle, peer_bundle))
 
     def middle(which, key):
         return statistics.median(each[which][key] for each in rounds)

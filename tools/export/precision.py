@@ -9,7 +9,9 @@ import onnx
 
 from . import quantize
 
-EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB
+# ONNX Runtime maps weights that lie beside the graph, where it copies those within it through the heap: with the 330M, 0.3 to 0.5 GB
+# less at the peak. A protobuf file ends at 2 GiB anyway.
+EXTERNAL_BYTES = 128_000_000
 # Attention's own softmax runs in fp32 inside the fused kernel. The log-softmax covers 21,128 words; a mean over 512 tokens adds many small numbers.
 FP32_OPERATORS = [
     "LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization", "Softmax", "LogSoftmax", "ReduceSum", "Div",
@@ -26,5 +28,13 @@ def write(fused, precision: str, target: Path) -> None:
     fused.model.doc_string = ""
     fused.topological_sort()
     large = sum(len(tensor.raw_data) for tensor in fused.model.graph.initializer) > EXTERNAL_BYTES
-    data = f"{target.name}.data" if large else None
-    onnx.save(fused.model, str(target), save_as_external_data=large, all_tensors_to_one_file=True, location=data)
+    save(fused.model, target, external=large)
+
+
+def save(model: onnx.ModelProto, target: Path, external: bool) -> None:
+    """Writes `model`, its weights beside it if `external`; both files may be read by whoever may read the first."""
+    data = target.with_name(f"{target.name}.data")
+    data.unlink(missing_ok=True)  # onnx appends to what is there
+    onnx.save(model, str(target), save_as_external_data=external, all_tensors_to_one_file=True, location=data.name)
+    if external:
+        data.chmod(target.stat().st_mode & 0o777)

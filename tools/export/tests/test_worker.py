@@ -47,6 +47,8 @@ def test_weights_beside_the_model_file(tmp_path, monkeypatch):
     folder = checkpoints.save(tmp_path / "checkpoint", checkpoints.random_model(checkpoints.SHAPES["megatron-deep"]))
     loaded = export(folder, tmp_path / "bundle")
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["bundle.toml", "model.onnx", "model.onnx.data", "tokenizer.json"]
+    modes = {(tmp_path / "bundle" / name).stat().st_mode for name in ("model.onnx", "model.onnx.data")}
+    assert len(modes) == 1, "who may read the graph may read its weights"
     compare(loaded, tmp_path / "bundle", checkpoints.TAXONOMIES[0])
 
 

@@ -1,0 +1,96 @@
+"""int8 against fp32 of one shape in ONNX Runtime alone, in turn: the same batches, the same threads.
+
+    make bench-precision ARGS='--shape 330m --rounds 5 --json'
+
+Owns the order of the runs. The batches are of one length, so that nothing but the precision differs.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+ROOT = Path(__file__).resolve().parents[1]
+PRECISIONS = ("fp32", "int8")
+MASKS, LABELS, VOCABULARY = 2, 36, 21128
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--shape", choices=("110m", "330m"), default="330m")
+    parser.add_argument("--batch", type=int, default=16, help="documents of a batch")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens of a document")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--passes", type=int, default=4, help="batches of a run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rates = {each: [] for each in PRECISIONS}
+    # A process each: the threads of two sessions in one get into each other's way, whichever runs.
+    context = multiprocessing.get_context("spawn")
+    for _ in range(arguments.rounds):
+        for each in PRECISIONS:
+            with concurrent.futures.ProcessPoolExecutor(1, context) as process:
+                rates[each].append(process.submit(measure, each, arguments).result())
+    report(arguments, rates)
+
+
+def measure(precision, arguments):
+    """Documents a second of one precision, after two batches to warm up."""
+    model = session(ROOT / f"models/bench-{arguments.shape}-{precision}" / "model.onnx", arguments.threads)
+    batch = inputs(arguments.batch, arguments.tokens)
+    rate(model, batch, 2)
+    return rate(model, batch, arguments.passes)
+
+
+def session(path, threads):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # As in the worker.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def inputs(batch, tokens):
+    random = np.random.default_rng(1)
+    return {
+        "input_ids": random.integers(700, VOCABULARY, (batch, tokens)),
+        "attention_mask": np.ones((batch, tokens), np.int64),
+        "mask_positions": np.tile(np.arange(5, 5 + MASKS), (batch, 1)),
+        "label_token_ids": random.integers(700, VOCABULARY, LABELS),
+    }
+
+
+def rate(session, batch, passes):
+    """Documents a second over some batches."""
+    started = time.perf_counter()
+    for _ in range(passes):
+        session.run(None, batch)
+    return passes * len(batch["input_ids"]) / (time.perf_counter() - started)
+
+
+def report(arguments, rates):
+    ratios = [int8 / fp32 for int8, fp32 in zip(rates["int8"], rates["fp32"], strict=True)]
+    result = {
+        "shape": arguments.shape, "batch": arguments.batch, "tokens": arguments.tokens, "threads": arguments.threads,
+        **{f"{each}_documents_per_second": statistics.median(found) for each, found in rates.items()},
+        "ratio": statistics.median(ratios),
+    }  # fmt: skip
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{arguments.shape}, {arguments.batch} x {arguments.tokens} tokens, {arguments.threads} threads, the medians of {arguments.rounds} alternations")
+    for each in PRECISIONS:
+        print(f"  {each}  {result[f'{each}_documents_per_second']:8.1f} documents/s")
+    print(f"  int8 over fp32: {result['ratio']:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
