@@ -90,14 +90,20 @@ class CompactBert(nn.Module):
 
     def encode(self, input_ids, attention_mask=None, embedded=None):
         """Last hidden state [batch, tokens, hidden]; `attention_mask` None means that nothing is padding."""
+        return self.states(input_ids, attention_mask, embedded)[-1]
+
+    def states(self, input_ids, attention_mask=None, embedded=None):
+        """What each layer gives, as `encode` does for the last one."""
         if embedded is None:
             embedded = self.embed(input_ids)
         x = embedded + self.positions.weight[: input_ids.shape[1]] + self.types.weight[0]
         x = F.dropout(self.norm(x), self.dropout, self.training)
         bias = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        states = []
         for layer in self.layers:
             x = layer(x, bias, self.dropout)
-        return x
+            states.append(x)
+        return states
 
     def transform(self, rows):
         """The head before its decoder, on rows [n, hidden]."""

@@ -8,18 +8,28 @@ Owns which folder a stage reads and writes. Knows nothing of the command line's 
     work/distilled     distil      second student: teachers and first student as teachers, one label space for all news
     work/settled       settle      the second student goes on, with more weight on its embedding
     models/compact     quantise    bundle and fp16 weights
+
+On trial, and not in what ships:
+
+    work/ngrams        ngrams      on from there, each token with what the counting teachers know of it
+    work/bags          bags        on, with many bags of pieces of titles
+    work/finished      finish      on, with fewer of them and more weight on the embedding
 """
 
 import json
 import logging
+import pickle
 
-from . import bundle_files, corpus, crops, joint, measure, model as net, pretrain, softlabels, tune
+from . import bundle_files, corpus, crops, joint, measure, model as net, ngrams, pretrain, softlabels, tune
 
 log = logging.getLogger("train")
 PRETRAIN_STEPS, PRETRAIN_PEAK, LONG_SHARE = 1500, 8e-4, 0.8
 TUNE = tune.Recipe(steps=1000, peak=5e-4, masked_share=0.15, language=0.4)
 DISTIL = tune.Recipe(steps=2100, peak=6e-4, masked_share=0.15, language=0.3, joined=0.2)
 SETTLE = tune.Recipe(steps=1000, peak=4e-4, masked_share=0.15, language=0.1, joined=0.2, prototypes=0.7, contrast=0.35)
+NGRAMS = tune.Recipe(steps=3500, peak=7e-4, dropout=0.0, masked_share=0.1, language=0.1, prototypes=0.5, contrast=0.25, second_prompt=0.1, grams=1.0)
+BAGS = tune.replace(NGRAMS, steps=12000, peak=8e-4, masked_share=0.08, language=0.05)
+FINISH = tune.replace(BAGS, steps=2000, peak=5e-4, prototypes=0.8, contrast=0.4, grams=0.5, joined=0.25)
 
 
 class Stages:
@@ -52,15 +62,20 @@ class Stages:
 
     def distil(self):
         """Starts from the pre-trained weights again: what the first student knows comes back as soft labels."""
-        folder, words = self.folder("distilled"), {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
+        rows, words = self._second_rows("distilled", "tuned")
+        self._tune(rows, "distilled", DISTIL, corpus.held_out_of_shipped(self.data), words)
+
+    def _second_rows(self, name: str, student: str):
+        """Rows of a second student, whose first one lies in `student`; and the label words that they ask for."""
+        folder, words = self.folder(name), {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
         rows = folder / "rows.pkl"
         if not rows.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            opinions = lambda texts: student_opinions(self.folder("tuned"), self.tokenizer, texts, self.words)
+            opinions = lambda texts: student_opinions(self.folder(student), self.tokenizer, texts, self.words)
             softlabels.run(self.data, self.tokenizer, self.folder("teacher"), self.seed, self.scale, opinions, folder / "titles.pkl")
             crops.run(self.data, self.tokenizer, folder / "titles.pkl", folder / "crops.pkl", self.seed, self.scale)
             joint.run(self.data, words, folder / "crops.pkl", rows, self.scale, self.seed)
-        self._tune(rows, "distilled", DISTIL, corpus.held_out_of_shipped(self.data), words)
+        return rows, words
 
     def settle(self):
         rows, words = self.folder("settled") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
@@ -68,6 +83,36 @@ class Stages:
             rows.parent.mkdir(parents=True, exist_ok=True)
             joint.lean(self.folder("distilled") / "rows.pkl", rows, self.data, self.scale, self.seed)
         self._tune(rows, "settled", SETTLE, corpus.held_out_of_shipped(self.data), words, start="distilled")
+
+    def ngrams(self):
+        rows, words = self._second_rows("ngrams", "settled")
+        self._tune(rows, "ngrams", NGRAMS, corpus.held_out_of_shipped(self.data), words, start="settled", known=self._table())
+
+    def bags(self):
+        rows, words = self.folder("bags") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
+        if not rows.exists():
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            crops.run_bags(self.data, self.tokenizer, words, self.folder("ngrams") / "rows.pkl", rows, self.seed, self.scale)
+        self._tune(rows, "bags", BAGS, corpus.held_out_of_shipped(self.data), words, start="ngrams", known=self._table())
+
+    def finish(self):
+        rows, words = self.folder("finished") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
+        if not rows.exists():
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            joint.calm(self.folder("bags") / "rows.pkl", rows, self.data, self.scale, self.seed)
+        self._tune(rows, "finished", FINISH, corpus.held_out_of_shipped(self.data), words, start="bags", known=self._table())
+
+    def _table(self):
+        """What n-grams say, counted once from the rows of the stage `ngrams`."""
+        (group,) = pickle.loads((self.folder("ngrams") / "rows.pkl").read_bytes())
+
+        def make():
+            news = softlabels.News(self.data, self.scale, self.seed)
+            first = 2 * len(news.tnews_texts)
+            _, texts, labels = crops.titles_of(self.data, news, self.scale)
+            return ngrams.build(news, (texts, labels), group.targets["tnews"][first : first + len(news.free_texts)], self.seed)
+
+        return ngrams.table(self.folder("ngrams") / "table.pkl", make)
 
     def quantise(self):
         bundle_files.write(self.folder("settled"), self.tokenizer, self.options.vocab, self.options.out)
@@ -78,10 +123,10 @@ class Stages:
         scores = bundle_files.compare(self.options.out, self.tokenizer, self.words, self.data, sets, self.scale)
         print(json.dumps(scores, ensure_ascii=False, indent=2))
 
-    def _tune(self, rows, out, recipe, sets, words, start="pretrained"):
+    def _tune(self, rows, out, recipe, sets, words, start="pretrained", known=None):
         recipe = tune.replace(recipe, steps=self.steps(recipe.steps))
         measured = measure.HeldOut(self.data, self.tokenizer, self.words, sets, self.scale)
-        tune.run(rows, self.tokenizer, words, self.folder(start), self.folder(out), recipe, self.seed, measured)
+        tune.run(rows, self.tokenizer, words, self.folder(start), self.folder(out), recipe, self.seed, measured, known)
 
 
 def student_opinions(folder, tokenizer, texts, words):

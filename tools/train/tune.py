@@ -2,7 +2,8 @@
 
 Each batch is one forward pass of prompted texts. Losses: soft labels over the label words at the two masks, in every
 label space that the batch has targets for; the same soft labels on cosine prototypes of the pooled embedding, and
-TCBert's contrast between pairs; masked-language modelling of the text. Weights are averaged (EMA). Owns the loop, its schedule, its checkpoints.
+TCBert's contrast between pairs; masked-language modelling of the text; what n-grams say of each token (ngrams.py), learnt by the second
+layer. Weights are averaged (EMA). Owns the loop, its schedule, its checkpoints.
 """
 
 import logging
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import corpus, model as net
+from . import corpus, model as net, ngrams
 from .pretrain import mask_words
 
 __all__ = ["Recipe", "replace", "run"]
@@ -27,6 +28,7 @@ BATCH_ROWS = 64
 TEMPERATURE = 0.1
 SURE = 0.6
 JOINED_TOKENS = 120
+GRAMS_LAYER = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Recipe:
     contrast: float = 0.15
     average: float = 0.998
     second_prompt: float = 0.15
+    grams: float = 0.0  # of the targets of each token
     joined: float = 0.0  # share of the batches whose rows are several titles of one topic, as long as a short article
 
 
@@ -158,7 +161,7 @@ def contrast(embedding, targets):
 class Tuning:
     """The state of one run."""
 
-    def __init__(self, tokenizer, words, groups, start: Path, recipe: Recipe, seed: int):
+    def __init__(self, tokenizer, words, groups, start: Path, recipe: Recipe, seed: int, known=None):
         torch.manual_seed(seed)
         self.recipe, self.groups, self.seed = recipe, groups, seed
         self.tokens = label_tokens(tokenizer, words)
@@ -168,6 +171,9 @@ class Tuning:
         self.model = net.load(start, recipe.dropout).train()
         self.average = net.load(start)
         self.heads = Heads({k: len(v) for k, v in words.items()}, self.model.shape.hidden_size)
+        self.grams = [ngrams.Targets(known, tokenizer, g) for g in groups] if recipe.grams else []
+        if self.grams:
+            self.heads.grams = nn.Linear(self.model.shape.hidden_size, self.grams[0].dims)
         named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         self.optimizer = torch.optim.AdamW(
             [
@@ -185,24 +191,27 @@ class Tuning:
 
     def loss(self, number, rows, rng):
         recipe, group = self.recipe, self.groups[number]
+        grams = self.grams[number] if self.grams else None
         if self.topics[number] and rng.random() < recipe.joined:
             joined, numbers = self.topics[number].join(group, rows, rng)
             if len(numbers) >= 8:
-                group, rows = joined, numbers
+                group, rows, grams = joined, numbers, None
         prompt = self.prompts[number][1 if rng.random() < recipe.second_prompt else 0]
         inputs, asked = collate(group, rows, prompt, recipe.masked_share, rng)
         targets = {space: torch.from_numpy(table[rows]) for space, table in group.targets.items()}
         weights = {space: torch.from_numpy(table[rows]) for space, table in group.weights.items()}
         mask = inputs != corpus.PAD
         with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
-            hidden = self.model.encode(inputs, None if bool(mask.all()) else mask)
+            states = self.model.states(inputs, None if bool(mask.all()) else mask)
+            hidden = states[-1]
             at = prompt.first_mask
             rows_at_masks = self.model.transform(hidden[:, at : at + 2]).float()
             shown = asked >= 0 if recipe.language else torch.zeros_like(mask)
             text = self.language_loss(hidden[shown], asked[shown]) if shown.any() else torch.zeros(())
+            spelled = self.grams_loss(grams, rows, states[GRAMS_LAYER], len(prompt.head), asked) if grams else torch.zeros(())
         pooled = net.pool(hidden, mask)
-        total = recipe.language * text
-        parts = {"text": text.item()}
+        total = recipe.language * text + recipe.grams * spelled
+        parts = {"text": text.item(), "grams": spelled.item()}
         for space, table in targets.items():
             scores = label_scores(self.model, rows_at_masks, self.tokens[space])
             label = soft_cross_entropy(scores, table, weights[space])
@@ -211,6 +220,12 @@ class Tuning:
             parts[space] = label.item()
         total = total + recipe.contrast * contrast(pooled, list(targets.values()))
         return total, parts
+
+    def grams_loss(self, grams, rows, state, first, asked):
+        """Squared error on the tokens that are shown."""
+        targets, known = (torch.from_numpy(each) for each in grams(rows, first, state.shape[1]))
+        known &= asked < 0
+        return F.mse_loss(self.heads.grams(state[known]).float(), targets[known])
 
     def update(self, loss):
         recipe = self.recipe
@@ -249,14 +264,15 @@ def keep(tuning: Tuning, out: Path) -> None:
     net.save(tuning.average, out)
 
 
-def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None) -> None:
-    """Tune `start` into `out` on the groups of `rows`; `measure(model)` returns what to log at the end of a pass.
+def run(rows: Path, tokenizer, words, start: Path, out: Path, recipe: Recipe, seed: int, measure=None, known=None) -> None:
+    """Tune `start` into `out` on the groups of `rows`; `measure(model)` returns what to log at the end of a pass; `known` is the
+    table of n-grams where the recipe asks for them.
 
     A file named `stop-at` in `out` may change the number of steps of a run under way.
     """
     out.mkdir(parents=True, exist_ok=True)
     groups = pickle.loads(rows.read_bytes())
-    tuning = Tuning(tokenizer, words, groups, start, recipe, seed)
+    tuning = Tuning(tokenizer, words, groups, start, recipe, seed, known)
     if (out / "state.pt").exists():
         tuning.restore(torch.load(out / "state.pt", weights_only=True))
     saved = logged = time.time()
