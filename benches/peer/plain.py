@@ -14,8 +14,10 @@ def plain(source, target):
     graph = model.graph
     gather = only(graph, "GatherElements")
     hidden_state, rows = gather.input[0], gather.output[0]
+    # The head reads every position now: the shape of its rows is that of the tokens.
+    instead = {rows: hidden_state, "mask_positions": "input_ids"}
     for node in graph.node:
-        node.input[:] = [hidden_state if name == rows else name for name in node.input]
+        node.input[:] = [instead.get(name, name) for name in node.input]
     logits = only(graph, "LogSoftmax").input[0]
     hidden = graph.output[1].type.tensor_type.shape.dim[1].dim_value
     outputs = {logits: ["batch", "tokens", None], hidden_state: ["batch", "tokens", hidden]}
