@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 # The int8 and the files that `make model` writes are what has to be measured.
-from tools.export import precision as written, quantize  # noqa: E402
+from tools.export.precision import save  # noqa: E402
+from tools.export.quantize import rewrite  # noqa: E402
 
 # layers, hidden size, attention heads; the feed-forward part is four times as wide.
 SHAPES = {"compact": (4, 256, 4), "110m": (12, 768, 12), "330m": (24, 1024, 16)}
@@ -137,8 +138,8 @@ def build(shape, seed):
 def write_graph(shape, precision, seed, target):
     model = build(shape, seed)
     if precision == "int8":
-        quantize.rewrite(model)
-    written.save(model, target, external=shape != "compact")
+        rewrite(model)
+    save(model, target, external=shape != "compact")
 
 
 def manifest(shape, precision, folder):

@@ -16,7 +16,7 @@ MICROSOFT = "com.microsoft"
 SMALLEST = np.float32(1e-9)
 WIDEST, WIDEST_FACTOR = 127, 64  # of a value that is looked up, of a value that is multiplied
 GELUS = ("BiasGelu", "Gelu", "FastGelu")
-GELU_DEPTH = np.float32(0.17)  # no GELU is below it, so that its largest magnitude needs no pass over the magnitudes
+GELU_DEPTH = np.float32(0.1701)  # no GELU is below it, so that its largest magnitude needs no pass over the magnitudes
 MIDDLE = np.uint8(128)  # symmetric around this zero point, as one zero point for all rows lets ONNX Runtime use its fast kernel
 
 

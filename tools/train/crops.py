@@ -82,15 +82,15 @@ def softened(labels, opinions, hard: float):
 
 
 def extend(group: softlabels.Group, cut, thucnews, weight: float, repeats: float) -> None:
-    """Append rows that only THUCNews has a target for."""
+    """Append rows that only THUCNews has a target for; in every other space they have an even one, which counts nothing."""
     count = len(cut)
     group.ids += [ids[: softlabels.TEXT_TOKENS] for ids, _ in cut]
     group.words += [words[: softlabels.TEXT_TOKENS] for _, words in cut]
-    classes = group.targets["tnews"].shape[1]
-    group.targets["tnews"] = np.vstack([group.targets["tnews"], np.full((count, classes), 1 / classes, np.float32)])
-    group.targets["thucnews"] = np.vstack([group.targets["thucnews"], thucnews.astype(np.float32)])
-    group.weights["tnews"] = np.append(group.weights["tnews"], np.zeros(count, np.float32))
-    group.weights["thucnews"] = np.append(group.weights["thucnews"], np.full(count, weight, np.float32))
+    for space, table in group.targets.items():
+        own, classes = space == "thucnews", table.shape[1]
+        added = thucnews if own else np.full((count, classes), 1 / classes)
+        group.targets[space] = np.vstack([table, added.astype(np.float32)])
+        group.weights[space] = np.append(group.weights[space], np.full(count, weight if own else 0, np.float32))
     group.repeats = np.append(group.repeats, np.full(count, repeats))
 
 
@@ -126,8 +126,7 @@ def run(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float
     log.info("rows %d, an epoch %.0f", len(group.ids), group.repeats.sum())
 
 
-# Bags say nothing in the joint space: the teacher of THUCNews knows ten of its eighteen topics, and would unlearn the others.
-BAG_WEIGHT, BAG_NEWS_WEIGHT, BAG_REPEATS = 0.8, 0.0, 0.5
+BAG_WEIGHT, BAG_REPEATS = 0.8, 0.5
 BAGS = 200_000
 FROM_THUCNEWS = 0.67
 
@@ -168,21 +167,17 @@ def bags(texts, others, count: int, folds, rng):
     return found, np.array(owner)
 
 
-def run_bags(data: Path, tokenizer, label_words: dict, before: Path, rows: Path, seed: int, scale: float) -> None:
-    """Write `rows`: the group of `before` and bags, which no title's wording helps to answer."""
+def run_bags(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float) -> None:
+    """Write `rows`: the group of `before` and bags, which no title's wording helps to answer.
+
+    Bags say nothing in the joint space: the teacher of THUCNews knows ten of its eighteen topics, and would unlearn the others.
+    """
     (group,) = pickle.loads(before.read_bytes())
     news, words = softlabels.News(data, scale, seed), corpus.Words(tokenizer)
     _, texts, labels = titles_of(data, news, scale)
     others, rng = news.free_texts + news.tnews_texts, np.random.default_rng(seed)
     folded = FoldedTeacher(texts, labels, others, seed)
     found, folds = bags(texts, others, max(50, round(BAGS * scale)), folded.fold, rng)
-    opinions = folded(found, folds).astype(np.float32)
-    joint = label_words[corpus.NEWS_SPACE]
-    laid = np.zeros((len(found), len(joint)), np.float32)
-    laid[:, [joint.index(word) for word in label_words["thucnews"]]] = opinions
-    extend(group, [words(text) for text in found], opinions, BAG_WEIGHT, BAG_REPEATS)
-    group.targets[corpus.NEWS_SPACE] = np.vstack([group.targets[corpus.NEWS_SPACE], laid])
-    weights = np.full(len(found), BAG_NEWS_WEIGHT, np.float32)
-    group.weights[corpus.NEWS_SPACE] = np.append(group.weights[corpus.NEWS_SPACE], weights)
+    extend(group, [words(text) for text in found], folded(found, folds), BAG_WEIGHT, BAG_REPEATS)
     rows.write_bytes(pickle.dumps([group]))
     log.info("bags %d", len(found))

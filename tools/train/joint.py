@@ -74,25 +74,26 @@ def lean(before: Path, rows: Path, data: Path, scale: float, seed: int) -> None:
     """Write `rows`: those of `before` with more of TNEWS and fewer crops an epoch."""
     news = softlabels.News(data, scale, seed)
     (group,) = pickle.loads(before.read_bytes())
-    labelled, free = 2 * len(news.tnews_texts), len(news.free_texts)
-    titles = labelled + free + len(crops.titles_of(data, news, scale)[1])
-    group.repeats[:labelled] *= 1.3
-    group.repeats[labelled : labelled + free] = 1.6
+    titles = more_tnews(group, news) + len(crops.titles_of(data, news, scale)[1])
     group.repeats[titles:] *= 0.5
     rows.write_bytes(pickle.dumps([group]))
+
+
+def more_tnews(group: softlabels.Group, news) -> int:
+    """Let rows of TNEWS come more often an epoch; returns the number of its rows, behind which those of THUCNews begin."""
+    labelled, free = 2 * len(news.tnews_texts), len(news.free_texts)
+    group.repeats[:labelled] *= 1.3
+    group.repeats[labelled : labelled + free] = 1.6
+    return labelled + free
 
 
 def calm(before: Path, rows: Path, data: Path, scale: float, seed: int) -> None:
     """Write `rows`: those of `before` with more of TNEWS, fewer crops and few bags an epoch."""
     news = softlabels.News(data, scale, seed)
     (group,) = pickle.loads(before.read_bytes())
-    labelled, free = 2 * len(news.tnews_texts), len(news.free_texts)
-    bags = group.weights[corpus.NEWS_SPACE] == np.float32(crops.BAG_NEWS_WEIGHT)
-    bags[: labelled + free] = False
-    group.repeats[:labelled] *= 1.3
-    group.repeats[labelled : labelled + free] = 1.6
-    group.repeats[labelled + free :] *= 0.7
-    group.repeats[bags] = 0.15
+    group.repeats[more_tnews(group, news) :] *= 0.7
+    # Bags alone say nothing in the joint space.
+    group.repeats[group.weights[corpus.NEWS_SPACE] == 0] = 0.15
     rows.write_bytes(pickle.dumps([group]))
 
 

@@ -45,17 +45,9 @@ def build(news, thucnews, opinions, seed: int) -> Table:
     known[linear.classes_] = linear.coef_
     tnews = vstack([features(labelled).sparse, features(free).sparse]).tocsr()
     soft = np.vstack([np.eye(15)[news.tnews_labels] * LABELLED_WEIGHT, opinions]).astype(np.float32)
-    parts = [teacher.bayes(counted, labels, 10, 0.3), known, soft_bayes(tnews, soft), features.latent.components_[:LATENT]]
+    parts = [teacher.bayes(counted, labels, 10, 0.3), known, teacher.soft_bayes(tnews, soft, 1.0), features.latent.components_[:LATENT]]
     idf = np.concatenate([features.characters.idf_, features.words.idf_]).astype(np.float32)
     return Table(features.characters.vocabulary_, features.words.vocabulary_, idf, np.vstack(parts).T.astype(np.float32))
-
-
-def soft_bayes(features, targets, alpha: float = 1.0):
-    """teacher.bayes for soft labels [rows, classes]."""
-    counts = np.asarray((features.T @ targets).T)
-    others = counts.sum(0, keepdims=True) - counts + alpha
-    weights = -np.log(others / others.sum(1, keepdims=True))
-    return weights - weights.mean(0)
 
 
 def table(path: Path, make) -> Table:

@@ -39,6 +39,7 @@ class Stages:
         self.options, self.data, self.scale, self.seed = options, options.data, options.scale, options.seed
         self.tokenizer = corpus.build_tokenizer(options.vocab)
         self.words = corpus.label_words(options.data)
+        self.news_words = {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
 
     def folder(self, name: str):
         return self.options.work / name
@@ -62,51 +63,49 @@ class Stages:
 
     def distil(self):
         """Starts from the pre-trained weights again: what the first student knows comes back as soft labels."""
-        rows, words = self._second_rows("distilled", "tuned")
-        self._tune(rows, "distilled", DISTIL, corpus.held_out_of_shipped(self.data), words)
+        self._tune_news("distilled", DISTIL, self._second_rows("tuned"))
 
-    def _second_rows(self, name: str, student: str):
-        """Rows of a second student, whose first one lies in `student`; and the label words that they ask for."""
-        folder, words = self.folder(name), {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
-        rows = folder / "rows.pkl"
-        if not rows.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+    def settle(self):
+        make = lambda rows: joint.lean(self.folder("distilled") / "rows.pkl", rows, self.data, self.scale, self.seed)
+        self._tune_news("settled", SETTLE, make, start="distilled")
+
+    def ngrams(self):
+        self._tune_news("ngrams", NGRAMS, self._second_rows("settled"), start="settled")
+
+    def bags(self):
+        make = lambda rows: crops.run_bags(self.data, self.tokenizer, self.folder("ngrams") / "rows.pkl", rows, self.seed, self.scale)
+        self._tune_news("bags", BAGS, make, start="ngrams")
+
+    def finish(self):
+        make = lambda rows: joint.calm(self.folder("bags") / "rows.pkl", rows, self.data, self.scale, self.seed)
+        self._tune_news("finished", FINISH, make, start="bags")
+
+    def _second_rows(self, student: str):
+        """What writes the rows of a second student, whose first one lies in `student`."""
+
+        def make(rows):
+            folder = rows.parent
             opinions = lambda texts: student_opinions(self.folder(student), self.tokenizer, texts, self.words)
             softlabels.run(self.data, self.tokenizer, self.folder("teacher"), self.seed, self.scale, opinions, folder / "titles.pkl")
             crops.run(self.data, self.tokenizer, folder / "titles.pkl", folder / "crops.pkl", self.seed, self.scale)
-            joint.run(self.data, words, folder / "crops.pkl", rows, self.scale, self.seed)
-        return rows, words
+            joint.run(self.data, self.news_words, folder / "crops.pkl", rows, self.scale, self.seed)
 
-    def settle(self):
-        rows, words = self.folder("settled") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
+        return make
+
+    def _tune_news(self, out: str, recipe, make, start="pretrained"):
+        """Tunes in the joint space besides, on rows that `make(file)` writes once."""
+        rows = self.folder(out) / "rows.pkl"
         if not rows.exists():
             rows.parent.mkdir(parents=True, exist_ok=True)
-            joint.lean(self.folder("distilled") / "rows.pkl", rows, self.data, self.scale, self.seed)
-        self._tune(rows, "settled", SETTLE, corpus.held_out_of_shipped(self.data), words, start="distilled")
-
-    def ngrams(self):
-        rows, words = self._second_rows("ngrams", "settled")
-        self._tune(rows, "ngrams", NGRAMS, corpus.held_out_of_shipped(self.data), words, start="settled", known=self._table())
-
-    def bags(self):
-        rows, words = self.folder("bags") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
-        if not rows.exists():
-            rows.parent.mkdir(parents=True, exist_ok=True)
-            crops.run_bags(self.data, self.tokenizer, words, self.folder("ngrams") / "rows.pkl", rows, self.seed, self.scale)
-        self._tune(rows, "bags", BAGS, corpus.held_out_of_shipped(self.data), words, start="ngrams", known=self._table())
-
-    def finish(self):
-        rows, words = self.folder("finished") / "rows.pkl", {**self.words, corpus.NEWS_SPACE: joint.space_words(self.words)}
-        if not rows.exists():
-            rows.parent.mkdir(parents=True, exist_ok=True)
-            joint.calm(self.folder("bags") / "rows.pkl", rows, self.data, self.scale, self.seed)
-        self._tune(rows, "finished", FINISH, corpus.held_out_of_shipped(self.data), words, start="bags", known=self._table())
+            make(rows)
+        known = self._table() if recipe.grams else None
+        self._tune(rows, out, recipe, corpus.held_out_of_shipped(self.data), self.news_words, start, known)
 
     def _table(self):
         """What n-grams say, counted once from the rows of the stage `ngrams`."""
-        (group,) = pickle.loads((self.folder("ngrams") / "rows.pkl").read_bytes())
 
         def make():
+            (group,) = pickle.loads((self.folder("ngrams") / "rows.pkl").read_bytes())
             news = softlabels.News(self.data, self.scale, self.seed)
             first = 2 * len(news.tnews_texts)
             _, texts, labels = crops.titles_of(self.data, news, self.scale)

@@ -49,7 +49,12 @@ class Features:
 
 def bayes(features, labels, classes: int, alpha: float):
     """Weights [classes, features] of a complement naive Bayes classifier."""
-    counts = np.asarray((features.T @ np.eye(classes, dtype=np.float32)[labels]).T)
+    return soft_bayes(features, np.eye(classes, dtype=np.float32)[labels], alpha)
+
+
+def soft_bayes(features, targets, alpha: float):
+    """The same for soft labels [rows, classes]."""
+    counts = np.asarray((features.T @ targets).T)
     others = counts.sum(0, keepdims=True) - counts + alpha
     weights = -np.log(others / others.sum(1, keepdims=True))
     return weights - weights.mean(0)
