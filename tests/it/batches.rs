@@ -8,7 +8,7 @@ use tcbert_worker::tokenize::EncodedText;
 
 const SAMPLES: &str = include_str!("../../samples/news.jsonl");
 
-/// Dynamic int8 has one scale for all rows of a batch, so that neighbours shift a row's rounding.
+/// Each row of int8 has its own scale; the order of the sums before it may still move a value over a rounding step.
 const INT8_SAME_LABEL: f64 = 0.99;
 const INT8_COSINE: f64 = 0.99;
 /// fp32 differs only in the order of its sums.

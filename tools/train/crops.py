@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.linear_model import LogisticRegression
 
 from . import corpus, softlabels, teacher
 
@@ -81,16 +80,15 @@ def softened(labels, opinions, hard: float):
     return hard * np.eye(10)[labels] + (1 - hard) * opinions
 
 
-def extend(group: softlabels.Group, cut, thucnews, weight: float, repeats: float) -> None:
-    """Append rows that only THUCNews has a target for; in every other space they have an even one, which counts nothing."""
+def extend(group: softlabels.Group, cut, targets: dict, weights: dict, repeats: float) -> None:
+    """Append rows; in a space without targets they have an even one, which counts nothing."""
     count = len(cut)
     group.ids += [ids[: softlabels.TEXT_TOKENS] for ids, _ in cut]
     group.words += [words[: softlabels.TEXT_TOKENS] for _, words in cut]
     for space, table in group.targets.items():
-        own, classes = space == "thucnews", table.shape[1]
-        added = thucnews if own else np.full((count, classes), 1 / classes)
+        added = targets.get(space, np.full((count, table.shape[1]), 1 / table.shape[1]))
         group.targets[space] = np.vstack([table, added.astype(np.float32)])
-        group.weights[space] = np.append(group.weights[space], np.full(count, weight if own else 0, np.float32))
+        group.weights[space] = np.append(group.weights[space], np.full(count, weights.get(space, 0), np.float32))
     group.repeats = np.append(group.repeats, np.full(count, repeats))
 
 
@@ -116,68 +114,91 @@ def run(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float
     held, texts, labels = titles_of(data, news, scale)
     bayes = FoldedBayes(texts, labels, seed)
     own = np.arange(len(news.thucnews_texts), len(texts))
-    extend(group, [words(t) for t in held.texts], softened(held.labels, bayes(held.texts, own), HARD_SHARE), 1.0, TITLE_REPEATS)
+
+    def add(cut, opinions, weight, repeats):
+        """THUCNews alone has a target for these."""
+        extend(group, [words(t) for t in cut], {"thucnews": opinions}, {"thucnews": weight}, repeats)
+
+    add(held.texts, softened(held.labels, bayes(held.texts, own), HARD_SHARE), 1.0, TITLE_REPEATS)
+    group.titles = len(group.ids)
     for draw, repeats in ((seed, CROP_REPEATS), (seed + 1, MORE_REPEATS)):
         cut, owner = crops(texts, labels, draw)
-        extend(group, [words(t) for t in cut], softened(labels[owner], bayes(cut, owner), CROP_HARD_SHARE), CROP_WEIGHT, repeats)
+        add(cut, softened(labels[owner], bayes(cut, owner), CROP_HARD_SHARE), CROP_WEIGHT, repeats)
     mixed, owner = pairs(texts, seed + 2)
-    extend(group, [words(t) for t in mixed], bayes(mixed, owner), CROP_WEIGHT, MORE_REPEATS)
+    add(mixed, bayes(mixed, owner), CROP_WEIGHT, MORE_REPEATS)
     rows.write_bytes(pickle.dumps([group]))
     log.info("rows %d, an epoch %.0f", len(group.ids), group.repeats.sum())
 
 
-BAG_WEIGHT, BAG_REPEATS = 0.8, 0.5
+# Of the counting teachers' opinion on a bag, by label space.
+BAG_WEIGHTS = {"thucnews": 0.8, "tnews": 0.4, corpus.NEWS_SPACE: 0.8}
+BAG_REPEATS = 0.5
 BAGS = 200_000
-FROM_THUCNEWS = 0.67
+FROM_THUCNEWS = 0.55
 
 
-class FoldedTeacher(FoldedBayes):
-    """Naive Bayes and a regression in equal parts; titles of no fold are asked of any."""
+class FoldedTeachers:
+    """Opinions in every label space on pieces of titles, each by teachers that did not see the fold of its title."""
 
-    def __init__(self, texts, labels, others, seed: int):
-        self.features = teacher.Features([t.lower() for t in texts + others], seed)
+    def __init__(self, texts, group: softlabels.Group, seed: int):
+        self.features = teacher.Features([t.lower() for t in texts], seed)
         self.fold = np.random.default_rng(seed).permutation(len(texts)) % FOLDS
-        counted = self.counted(texts)
-        self.weights = []
-        for fold in range(FOLDS):
-            kept = np.flatnonzero(self.fold != fold)
-            linear = LogisticRegression(C=10, max_iter=25, tol=1e-3).fit(counted[kept], labels[kept])
-            self.weights.append((teacher.bayes(counted[kept], labels[kept], 10, 0.3), linear))
+        counted, rows = self.counted(texts), len(texts)
+        # A title that comes often an epoch counts twice at most: the teachers would know it by heart.
+        seen = {space: weights[:rows] * np.clip(group.repeats[:rows], 1, 2) for space, weights in group.weights.items()}
 
-    def __call__(self, texts, folds):
-        opinions = np.zeros((len(texts), 10))
-        for fold, (bayes, linear) in enumerate(self.weights):
+        def teachers(kept):
+            return {
+                space: teacher.SoftTeacher(counted[kept], table[:rows][kept], seen[space][kept]) for space, table in group.targets.items()
+            }
+
+        self.teachers = [teachers(self.fold != fold) for fold in range(FOLDS)]
+
+    def counted(self, texts):
+        return self.features([t.lower() for t in texts]).sparse
+
+    def __call__(self, texts, owner):
+        """Opinions per space; `owner` numbers the title that may not have taught them."""
+        counted, folds = self.counted(texts), self.fold[owner]
+        found = {space: np.zeros((len(texts), one.classes), np.float32) for space, one in self.teachers[0].items()}
+        for fold, teachers in enumerate(self.teachers):
             rows = np.flatnonzero(folds == fold)
-            counted = self.counted([texts[row] for row in rows])
-            opinions[rows] = teacher.mixed((softmax(4 * (counted @ bayes.T), axis=1), teacher.probabilities(linear, counted, 10)), (0.5, 0.5))
-        return opinions
+            for space, one in teachers.items():
+                found[space][rows] = one(counted[rows])
+        return found
 
 
-def bags(texts, others, count: int, folds, rng):
-    """`count` texts of two or three pieces of titles whatever their classes: (texts, fold of the first title)."""
+def bags(texts, preferred, count: int, rng):
+    """`count` texts of two or three pieces of titles whatever their classes, the first one often from the slice `preferred`.
+
+    Returns (texts, number of the first title).
+    """
     import jieba
 
-    cut, owners = [jieba.lcut(t) for t in texts + others], np.concatenate([folds, rng.integers(0, FOLDS, len(others))])
-    found, owner = [], []
+    cut, found, owner = [jieba.lcut(t) for t in texts], [], []
     for _ in range(count):
-        first = rng.integers(0, len(texts)) if rng.random() < FROM_THUCNEWS else rng.integers(len(texts), len(cut))
+        first = rng.integers(preferred.start, preferred.stop) if rng.random() < FROM_THUCNEWS else rng.integers(0, preferred.start)
         pieces = [first, *rng.integers(0, len(cut), rng.integers(1, 3))]
         found.append(" ".join(crop(cut[piece], 0.25, 0.6, rng) for piece in pieces))
-        owner.append(owners[first])
+        owner.append(first)
     return found, np.array(owner)
 
 
-def run_bags(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float) -> None:
-    """Write `rows`: the group of `before` and bags, which no title's wording helps to answer.
+def bag_count(scale: float) -> int:
+    return max(50, round(BAGS * scale))
 
-    Bags say nothing in the joint space: the teacher of THUCNews knows ten of its eighteen topics, and would unlearn the others.
-    """
+
+def run_bags(data: Path, tokenizer, before: Path, rows: Path, seed: int, scale: float) -> None:
+    """Write `rows`: the group of `before` and bags, which no title's wording helps to answer."""
     (group,) = pickle.loads(before.read_bytes())
     news, words = softlabels.News(data, scale, seed), corpus.Words(tokenizer)
-    _, texts, labels = titles_of(data, news, scale)
-    others, rng = news.free_texts + news.tnews_texts, np.random.default_rng(seed)
-    folded = FoldedTeacher(texts, labels, others, seed)
-    found, folds = bags(texts, others, max(50, round(BAGS * scale)), folded.fold, rng)
-    extend(group, [words(text) for text in found], folded(found, folds), BAG_WEIGHT, BAG_REPEATS)
+    _, thucnews, _ = titles_of(data, news, scale)
+    free = softlabels.with_comma(news.free_texts, news.free_keywords)
+    # The order of the group's rows, crops and pairs left out.
+    texts = news.tnews_texts + softlabels.with_comma(news.tnews_texts, news.tnews_keywords) + free + thucnews
+    teachers, rng = FoldedTeachers(texts, group, seed), np.random.default_rng(seed)
+    first = len(texts) - len(thucnews)
+    found, owner = bags(texts, slice(first, len(texts)), bag_count(scale), rng)
+    extend(group, [words(text) for text in found], teachers(found, owner), BAG_WEIGHTS, BAG_REPEATS)
     rows.write_bytes(pickle.dumps([group]))
     log.info("bags %d", len(found))

@@ -24,6 +24,16 @@ def space_words(words: dict) -> list:
     return [*words["tnews"], *(w for w in words["thucnews"] if w not in words["tnews"])]
 
 
+def own_topics(labels, words: list, joint: list):
+    """Numbers in the joint space of `labels`, which number `words`; one for 电竞 and 游戏 alike (see `merged`)."""
+    return merged(np.array([joint.index(word) for word in words])[labels], joint)
+
+
+def merged(numbers, joint: list):
+    """电竞 and 游戏 are one topic with two words: the number of the second for either."""
+    return np.where(numbers == joint.index("电竞"), joint.index("游戏"), numbers)
+
+
 def spread(targets, own: list, joint: list):
     """Targets [rows, own words] laid out over the joint words."""
     laid = np.zeros((len(targets), len(joint)), np.float32)
@@ -34,7 +44,7 @@ def spread(targets, own: list, joint: list):
 def blend(own, foreign, known: list, joint: list, share):
     """`own` with room made for the topics outside `known`, each `share` times what `foreign` gives it.
 
-    电竞 and 游戏 are one topic with two words: neither is foreign to the other data set.
+    Neither of 电竞 and 游戏 is foreign to the other data set.
     """
     outside = [i for i, w in enumerate(joint) if w not in known and w not in ("电竞", "游戏")]
     extra = np.zeros_like(own)
@@ -88,12 +98,17 @@ def more_tnews(group: softlabels.Group, news) -> int:
 
 
 def calm(before: Path, rows: Path, data: Path, scale: float, seed: int) -> None:
-    """Write `rows`: those of `before` with more of TNEWS, fewer crops and few bags an epoch."""
+    """Write `rows`: those of `before` with more of TNEWS, fewer crops and few bags an epoch.
+
+    Bags speak of THUCNews alone: of the other topics they are noise beside the titles.
+    """
     news = softlabels.News(data, scale, seed)
     (group,) = pickle.loads(before.read_bytes())
     group.repeats[more_tnews(group, news) :] *= 0.7
-    # Bags alone say nothing in the joint space.
-    group.repeats[group.weights[corpus.NEWS_SPACE] == 0] = 0.15
+    bags = slice(-crops.bag_count(scale), None)
+    group.repeats[bags] = 0.15
+    for space in ("tnews", corpus.NEWS_SPACE):
+        group.weights[space][bags] = 0
     rows.write_bytes(pickle.dumps([group]))
 
 

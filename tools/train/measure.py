@@ -6,7 +6,7 @@ Owns inference of whole data sets in training. The scores that count come from `
 import numpy as np
 import torch
 
-from . import corpus, model as net
+from . import corpus, joint, model as net
 from .tune import Prompt, label_scores, label_tokens
 
 BATCH_ROWS = 64
@@ -44,14 +44,24 @@ def nearest(reference, reference_labels, asked, labels) -> float:
     return float((reference_labels[(asked @ reference.T).argmax(1)] == labels).mean())
 
 
+ARTICLES, ARTICLE_TITLES = 600, 4
+
+
+def articles(rows: corpus.Labelled, seed: int = 0) -> corpus.Labelled:
+    """Several titles of one topic, joined: what a label space must also stand is a text longer than a title."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(rows.labels, ARTICLES)
+    texts = ["。".join(rows.texts[i] for i in rng.choice(np.flatnonzero(rows.labels == label), ARTICLE_TITLES)) for label in labels]
+    return corpus.Labelled(texts, labels, rows.words)
+
+
 class HeldOut:
     """Measures a network on the rows that tuning has not seen."""
 
     def __init__(self, data, tokenizer, words, sets, scale=1.0):
         self.tokenizer, self.words = tokenizer, words
-        keep = max(1, round(1 / scale / 20))
-        self.sets = {name: corpus.every(rows, keep) for name, rows in sets.items()}
-        self.reference = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), keep)
+        self.sets = {name: corpus.every(rows, max(1, round(1 / scale / 20))) for name, rows in sets.items()}
+        self.reference = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), max(1, round(1 / scale / 20)))
 
     def __call__(self, model) -> str:
         prompt = corpus.NEWS_PROMPTS[0]
@@ -59,6 +69,16 @@ class HeldOut:
         for name, rows in self.sets.items():
             scores, embeddings[name] = infer(model, self.tokenizer, rows.texts, prompt, [name], self.words)
             found[name] = float((scores[name].argmax(1) == rows.labels).mean())
+            if corpus.NEWS_SPACE in self.words:
+                found[f"{name}-in-news"] = self._in_news(model, rows)
+                found[f"{name}-articles-in-news"] = self._in_news(model, articles(rows))
         _, reference = infer(model, self.tokenizer, self.reference.texts, prompt, ["tnews"], self.words)
         near = nearest(reference, self.reference.labels, embeddings["tnews"], self.sets["tnews"].labels)
         return " ".join(f"{k}={v:.4f}" for k, v in {**found, "nearest": near}.items())
+
+    def _in_news(self, model, rows) -> float:
+        """Accuracy among the topics of both data sets."""
+        space, all_words = corpus.NEWS_SPACE, self.words[corpus.NEWS_SPACE]
+        scores, _ = infer(model, self.tokenizer, rows.texts, corpus.NEWS_PROMPTS[0], [space], self.words)
+        said = joint.merged(scores[space].argmax(1), all_words)
+        return float((said == joint.own_topics(rows.labels, rows.words, all_words)).mean())

@@ -173,6 +173,14 @@ def load(folder: Path, dropout: float = 0.0) -> CompactBert:
     return model
 
 
+def averaged(models) -> CompactBert:
+    """The first of `models`, with the mean of the weights of all."""
+    with torch.no_grad():
+        for target, *others in zip(*(model.parameters() for model in models), strict=True):
+            target.copy_(torch.stack([target, *others]).mean(0))
+    return models[0]
+
+
 def save(model: CompactBert, folder: Path, dtype=torch.float32) -> None:
     """Write config.json and model.safetensors in the published layout."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,10 @@ TEXT_TOKENS = 64
 
 @dataclass
 class Group:
-    """Rows that share a prompt: token ids, word numbers, targets per label space, weights per space, repeats an epoch."""
+    """Rows that share a prompt: token ids, word numbers, targets per label space, weights per space, repeats an epoch.
+
+    The first `titles` rows are whole titles, all of them if it is None; crops and bags follow.
+    """
 
     prompts: tuple
     ids: list
@@ -29,6 +32,7 @@ class Group:
     targets: dict
     weights: dict
     repeats: np.ndarray
+    titles: int | None = None
 
 
 def _sharp(opinions, power=SHARPEN):

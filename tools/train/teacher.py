@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax, softmax
 from sklearn.decomposition import TruncatedSVD
@@ -88,6 +89,34 @@ class ThucnewsTeacher:
 def mixed(parts, shares):
     """Geometric mean of distributions, renormalised."""
     return softmax(sum(share * np.log(part + FLOOR) for part, share in zip(parts, shares)), axis=1)
+
+
+def soft_regression(features, targets, weights, penalty: float = 3e-6, iterations: int = 60):
+    """Weights [features, classes] of a multinomial regression on soft labels, each row counted as `weights` says."""
+    shape, share = (features.shape[1], targets.shape[1]), (weights / weights.sum())[:, None]
+
+    def loss(flat):
+        now = flat.reshape(shape)
+        logs = log_softmax(features @ now, axis=1)
+        slope = features.T @ (share * (np.exp(logs) - targets)) + penalty * now
+        return -(share * targets * logs).sum() + penalty / 2 * (now * now).sum(), slope.ravel()
+
+    found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+    return found.x.reshape(shape)
+
+
+class SoftTeacher:
+    """Naive Bayes and a regression in equal parts, taught by soft labels [rows, classes]."""
+
+    def __init__(self, features, targets, weights):
+        kept = np.flatnonzero(weights > 0)
+        features, targets, weights = features[kept].astype(np.float64), targets[kept], weights[kept]
+        self.classes = targets.shape[1]
+        self.bayes = soft_bayes(features, targets * weights[:, None], 0.3)
+        self.linear = soft_regression(features, targets, weights)
+
+    def __call__(self, features):
+        return mixed((softmax(4 * (features @ self.bayes.T), axis=1), softmax(features @ self.linear, axis=1)), (0.5, 0.5))
 
 
 class TnewsTeacher:

@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 SAVE_SECONDS = 150
 BATCH_ROWS = 64
 TEMPERATURE = 0.1
-SURE = 0.6
+SURE = 0.5
 JOINED_TOKENS = 120
 GRAMS_LAYER = 1
+MARKS, MARKED = "。。。，！？", 0.75  # what ends the titles of an article, and how often
 
 
 @dataclass(frozen=True)
@@ -116,32 +117,42 @@ def collate(group, rows, prompt, share, rng):
 
 
 class Topics:
-    """Rows of a group by the topic of `space` that they surely have."""
+    """Titles of a group by the topic of `space` that they surely have."""
 
-    def __init__(self, group, space: str):
-        table = group.targets[space]
+    def __init__(self, group, space: str, marks):
+        """`marks` are the tokens of sentence marks."""
+        self.marks = marks
+        table = group.targets[space][: group.titles]
         topic = np.where(table.max(1) >= SURE, table.argmax(1), -1)
-        self.topic, self.rows = topic, {t: np.flatnonzero(topic == t) for t in np.unique(topic) if t >= 0}
+        self.rows = {t: np.flatnonzero(topic == t) for t in np.unique(topic) if t >= 0}
 
-    def join(self, group, rows, rng):
-        """(group of the rows joined with one to three others of their topic, numbers of its rows)."""
-        rows = [r for r in rows if self.topic[r] >= 0][: BATCH_ROWS // 2]
+    def join(self, group, rng):
+        """A group of half a batch: titles alone, or joined with one to three others of their topic; each topic as often as any.
+
+        A title alone beside an article of its topic is what a search is. Left to chance, articles would be of the topics of THUCNews
+        alone; made of crops and bags, they would be of no topic.
+        """
+        topics = list(self.rows)
         made = replace(group, ids=[], words=[])
         members = []
-        for row in rows:
-            chosen = [row, *rng.choice(self.rows[self.topic[row]], rng.integers(1, 4))]
-            rng.shuffle(chosen)
-            ids, words, last = [], [], 0
-            for number in chosen:
-                ids.append(group.ids[number])
-                words.append(group.words[number] + last)
-                last = words[-1].max(initial=last) + 1
-            made.ids.append(np.concatenate(ids)[:JOINED_TOKENS])
-            made.words.append(np.concatenate(words)[:JOINED_TOKENS])
+        for topic in rng.choice(len(topics), BATCH_ROWS // 2):
+            chosen = rng.choice(self.rows[topics[topic]], rng.integers(1, 5))
+            parts = [part for number in chosen for part in ((group.ids[number], group.words[number]), self.mark(rng))]
+            made.ids.append(np.concatenate([ids for ids, _ in parts])[:JOINED_TOKENS])
+            owners = np.cumsum([0] + [words.max(initial=-1) + 1 for _, words in parts])
+            made.words.append(np.concatenate([words + owner for (_, words), owner in zip(parts, owners)])[:JOINED_TOKENS])
             members.append(chosen)
         made.targets = {k: np.stack([table[m].mean(0) for m in members]) for k, table in group.targets.items()}
         made.weights = {k: np.stack([table[m].mean() for m in members]) for k, table in group.weights.items()}
-        return made, np.arange(len(rows))
+        return made
+
+    def mark(self, rng):
+        """(ids, words) of a sentence mark or of nothing.
+
+        Titles hardly have a full stop, and where they do it is a poem's: without any in articles, every text with full stops is 文化.
+        """
+        ids = [rng.choice(self.marks)] if rng.random() < MARKED else []
+        return np.array(ids, np.int32), np.arange(len(ids), dtype=np.int32)
 
 
 def soft_cross_entropy(scores, targets, weights):
@@ -166,7 +177,8 @@ class Tuning:
         self.recipe, self.groups, self.seed = recipe, groups, seed
         self.tokens = label_tokens(tokenizer, words)
         self.occurring = net.occurring(ids for g in groups for ids in g.ids)
-        self.topics = [Topics(g, corpus.NEWS_SPACE) if recipe.joined and corpus.NEWS_SPACE in g.targets else None for g in groups]
+        marks = tokenizer.encode(MARKS, add_special_tokens=False).ids
+        self.topics = [Topics(g, corpus.NEWS_SPACE, marks) if recipe.joined and corpus.NEWS_SPACE in g.targets else None for g in groups]
         self.prompts = [[Prompt(tokenizer, p) for p in g.prompts] for g in groups]
         self.model = net.load(start, recipe.dropout).train()
         self.average = net.load(start)
@@ -192,10 +204,9 @@ class Tuning:
     def loss(self, number, rows, rng):
         recipe, group = self.recipe, self.groups[number]
         grams = self.grams[number] if self.grams else None
-        if self.topics[number] and rng.random() < recipe.joined:
-            joined, numbers = self.topics[number].join(group, rows, rng)
-            if len(numbers) >= 8:
-                group, rows, grams = joined, numbers, None
+        if self.topics[number] and self.topics[number].rows and rng.random() < recipe.joined:
+            group, grams = self.topics[number].join(group, rng), None
+            rows = np.arange(len(group.ids))
         prompt = self.prompts[number][1 if rng.random() < recipe.second_prompt else 0]
         inputs, asked = collate(group, rows, prompt, recipe.masked_share, rng)
         targets = {space: torch.from_numpy(table[rows]) for space, table in group.targets.items()}

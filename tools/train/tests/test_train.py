@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from train import bundle_files, corpus, measure, model as net, pretrain, softlabels, teacher, tune
+from train import bundle_files, corpus, crops, joint, measure, model as net, pretrain, softlabels, teacher, tune
 
 VOCAB = Path(__file__).resolve().parents[3] / "models" / "compact" / "vocab.txt"
 SMALL = net.Shape(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -50,6 +50,12 @@ def test_label_scores_rank_as_mean_log_probabilities():
     assert torch.allclose(difference, difference[:, :1].expand_as(difference), atol=1e-4)
 
 
+def test_the_mean_of_runs():
+    models = [net.CompactBert(SMALL) for _ in range(3)]
+    expected = sum(model.head.weight.detach().clone() for model in models) / 3
+    assert torch.allclose(net.averaged(models).head.weight, expected, atol=1e-6)
+
+
 def test_words_are_hidden_whole():
     rng = np.random.default_rng(0)
     ids, words = np.arange(1000, 1012), np.repeat(np.arange(4), 3)
@@ -65,6 +71,65 @@ def test_held_back_rows_never_teach_themselves():
     teacher.out_of_fold(lambda kept, asked: seen.append((set(kept), set(asked))) or np.zeros((len(asked), 2)), 20, 2, 4, 0)
     assert all(not kept & asked for kept, asked in seen)
     assert set().union(*(asked for _, asked in seen)) == set(range(20))
+
+
+def group_of(texts, targets):
+    rows = len(texts)
+    weights = {space: np.ones(rows, np.float32) for space in targets}
+    return softlabels.Group(("a{label}b",), [np.full(3, row) for row in range(rows)], [np.arange(3)] * rows, targets, weights, np.ones(rows))
+
+
+def test_soft_regression_gives_back_the_shares_it_was_taught():
+    features, targets = np.repeat(np.eye(2), 50, axis=0), np.repeat([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], 50, axis=0)
+    found = np.exp(np.eye(2) @ teacher.soft_regression(features, targets, np.ones(100), penalty=1e-9, iterations=200))
+    assert np.allclose(found / found.sum(1, keepdims=True), targets[::50], atol=0.01)
+
+
+def test_pieces_of_a_title_are_labelled_by_teachers_that_never_saw_it(monkeypatch):
+    texts = [f"足球比赛第{row}场" for row in range(12)]
+    taught = []
+
+    class Spy:
+        classes = 12
+
+        def __init__(self, features, targets, weights):
+            self.number = len(taught)
+            taught.append(set(targets.argmax(1)))
+
+        def __call__(self, features):
+            return np.full((features.shape[0], 12), self.number, np.float32)
+
+    monkeypatch.setattr(teacher, "SoftTeacher", Spy)
+    folded = crops.FoldedTeachers(texts, group_of(texts, {"one": np.eye(12)}), 0)
+    asked = folded(["足球"] * 12, np.arange(12))["one"][:, 0].astype(int)
+    assert all(owner not in taught[number] for owner, number in enumerate(asked))
+    assert len(taught) == crops.FOLDS
+
+
+def test_rows_without_an_opinion_count_nothing():
+    group = group_of(["a", "b"], {"tnews": np.eye(2), "thucnews": np.eye(2)})
+    crops.extend(group, [(np.arange(4), np.arange(4))], {"tnews": np.array([[0.0, 1.0]])}, {"tnews": 0.4}, 0.5)
+    assert group.targets["thucnews"][2].tolist() == [0.5, 0.5]
+    assert (group.weights["thucnews"][2], group.weights["tnews"][2]) == (0, np.float32(0.4))
+
+
+def test_joined_rows_are_of_one_topic_and_each_topic_comes_as_often():
+    topics = np.array([0] * 36 + [1] * 4)
+    group = group_of(["x"] * 40, {corpus.NEWS_SPACE: np.eye(2)[topics]})
+    made, ones = tune.Topics(group, corpus.NEWS_SPACE, [99]), []
+    for seed in range(10):
+        joined = made.join(group, np.random.default_rng(seed))
+        for ids, target in zip(joined.ids, joined.targets[corpus.NEWS_SPACE], strict=True):
+            assert set(topics[ids[ids != 99]]) == {target.argmax()} and target.max() == 1
+            ones.append(target[1])
+        assert len({len(ids) for ids in joined.ids}) > 1 and any(99 in ids for ids in joined.ids)
+        assert all(len(ids) == len(words) and (np.diff(words) >= 0).all() for ids, words in zip(joined.ids, joined.words, strict=True))
+    assert 0.4 < np.mean(ones) < 0.6
+
+
+def test_a_topic_of_two_words_is_one_in_the_joint_space():
+    words = joint.space_words({"tnews": ["电竞", "体育"], "thucnews": ["体育", "游戏"]})
+    assert joint.own_topics(np.array([0, 1]), ["电竞", "体育"], words).tolist() == [words.index("游戏"), words.index("体育")]
 
 
 def test_repeats_below_one_draw_a_share():
