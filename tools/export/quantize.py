@@ -123,8 +123,8 @@ class Rewriter:
 
         The keys' bias is left out: it moves all scores of a query by the same amount, which the softmax does not see.
         """
-        source, weight, bias, mask = node.input[:4]
-        weights, biases = (np.split(self.array(name), 3, axis=-1) for name in (weight, bias))
+        source, mask = node.input[0], node.input[3]
+        weights, biases = (np.split(self.array(name), 3, axis=-1) for name in node.input[1:3])
         parts = [f"{node.name}/{name}" for name in ("query", "key", "value")]
         for part, weight, bias in zip(parts, weights, (biases[0], None, biases[2])):
             self.unflatten(self.product(source, weight, bias), weight.shape[1], part)

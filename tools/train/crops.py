@@ -56,17 +56,24 @@ def pairs(texts, seed: int, each: int = 3):
     return found, owner
 
 
-class FoldedBayes:
-    """Naive Bayes opinions on titles and on crops of them, each by counts that leave the title out."""
+class Folded:
+    """Titles in folds, and texts as weights of their n-grams."""
 
-    def __init__(self, texts, labels, seed: int):
+    def __init__(self, texts, seed: int):
         self.features = teacher.Features([t.lower() for t in texts], seed)
         self.fold = np.random.default_rng(seed).permutation(len(texts)) % FOLDS
-        counted = self.counted(texts)
-        self.weights = [teacher.bayes(counted[self.fold != f], labels[self.fold != f], 10, 0.3) for f in range(FOLDS)]
 
     def counted(self, texts):
         return self.features([t.lower() for t in texts]).sparse
+
+
+class FoldedBayes(Folded):
+    """Naive Bayes opinions on titles and on crops of them, each by counts that leave the title out."""
+
+    def __init__(self, texts, labels, seed: int):
+        super().__init__(texts, seed)
+        counted = self.counted(texts)
+        self.weights = [teacher.bayes(counted[self.fold != f], labels[self.fold != f], 10, 0.3) for f in range(FOLDS)]
 
     def __call__(self, texts, owner):
         counted, opinions = self.counted(texts), np.zeros((len(texts), 10))
@@ -137,12 +144,14 @@ BAGS = 200_000
 FROM_THUCNEWS = 0.55
 
 
-class FoldedTeachers:
-    """Opinions in every label space on pieces of titles, each by teachers that did not see the fold of its title."""
+class FoldedTeachers(Folded):
+    """Opinions in every label space on pieces of titles, each by teachers that did not see the fold of its title.
+
+    A labelled title of TNEWS and the same with its keywords are two titles here.
+    """
 
     def __init__(self, texts, group: softlabels.Group, seed: int):
-        self.features = teacher.Features([t.lower() for t in texts], seed)
-        self.fold = np.random.default_rng(seed).permutation(len(texts)) % FOLDS
+        super().__init__(texts, seed)
         counted, rows = self.counted(texts), len(texts)
         # A title that comes often an epoch counts twice at most: the teachers would know it by heart.
         seen = {space: weights[:rows] * np.clip(group.repeats[:rows], 1, 2) for space, weights in group.weights.items()}
@@ -153,9 +162,6 @@ class FoldedTeachers:
             }
 
         self.teachers = [teachers(self.fold != fold) for fold in range(FOLDS)]
-
-    def counted(self, texts):
-        return self.features([t.lower() for t in texts]).sparse
 
     def __call__(self, texts, owner):
         """Opinions per space; `owner` numbers the title that may not have taught them."""

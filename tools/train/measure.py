@@ -60,25 +60,30 @@ class HeldOut:
 
     def __init__(self, data, tokenizer, words, sets, scale=1.0):
         self.tokenizer, self.words = tokenizer, words
-        self.sets = {name: corpus.every(rows, max(1, round(1 / scale / 20))) for name, rows in sets.items()}
-        self.reference = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), max(1, round(1 / scale / 20)))
+        keep = max(1, round(1 / scale / 20))
+        self.sets = {name: corpus.every(rows, keep) for name, rows in sets.items()}
+        self.reference = corpus.every(corpus.read_labelled(data, "tnews", "train_few_all"), keep)
 
     def __call__(self, model) -> str:
-        prompt = corpus.NEWS_PROMPTS[0]
         found, embeddings = {}, {}
         for name, rows in self.sets.items():
-            scores, embeddings[name] = infer(model, self.tokenizer, rows.texts, prompt, [name], self.words)
+            scores, embeddings[name] = self._infer(model, rows, name)
             found[name] = float((scores[name].argmax(1) == rows.labels).mean())
             if corpus.NEWS_SPACE in self.words:
-                found[f"{name}-in-news"] = self._in_news(model, rows)
-                found[f"{name}-articles-in-news"] = self._in_news(model, articles(rows))
-        _, reference = infer(model, self.tokenizer, self.reference.texts, prompt, ["tnews"], self.words)
+                joined = articles(rows)
+                found[f"{name}-in-news"] = self._in_news(scores, rows)
+                found[f"{name}-articles-in-news"] = self._in_news(self._infer(model, joined, name)[0], joined)
+        _, reference = self._infer(model, self.reference, "tnews")
         near = nearest(reference, self.reference.labels, embeddings["tnews"], self.sets["tnews"].labels)
         return " ".join(f"{k}={v:.4f}" for k, v in {**found, "nearest": near}.items())
 
-    def _in_news(self, model, rows) -> float:
+    def _infer(self, model, rows, name):
+        """Scores in the rows' own space and the joint one, where there is one, and embeddings."""
+        spaces = [space for space in (name, corpus.NEWS_SPACE) if space in self.words]
+        return infer(model, self.tokenizer, rows.texts, corpus.NEWS_PROMPTS[0], spaces, self.words)
+
+    def _in_news(self, scores, rows) -> float:
         """Accuracy among the topics of both data sets."""
-        space, all_words = corpus.NEWS_SPACE, self.words[corpus.NEWS_SPACE]
-        scores, _ = infer(model, self.tokenizer, rows.texts, corpus.NEWS_PROMPTS[0], [space], self.words)
-        said = joint.merged(scores[space].argmax(1), all_words)
+        all_words = self.words[corpus.NEWS_SPACE]
+        said = joint.merged(scores[corpus.NEWS_SPACE].argmax(1), all_words)
         return float((said == joint.own_topics(rows.labels, rows.words, all_words)).mean())

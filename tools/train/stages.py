@@ -75,11 +75,11 @@ class Stages:
         self._tune_news("bags", BAGS, make, start="ngrams")
 
     def finish(self):
-        """Several runs from the same weights, which stay near enough to be averaged: each alone is half a point behind."""
+        """Several runs from the same weights, which stay near enough for the mean of their weights to work; it evens out what one run gains by chance."""
         make = lambda rows: joint.calm(self.folder("bags") / "rows.pkl", rows, self.data, self.scale, self.seed)
         runs = [f"finished/{number}" for number in range(FINISH_RUNS)]
         for number, out in enumerate(runs):
-            self._tune_news(out, FINISH, make, start="bags", seed=self.seed + number)
+            self._tune_news(out, FINISH, make, start="bags", rows="finished", seed=self.seed + number)
         net.save(net.averaged([net.load(self.folder(out)) for out in runs]), self.folder("finished"))
 
     def _second_rows(self, student: str):
@@ -94,9 +94,9 @@ class Stages:
 
         return make
 
-    def _tune_news(self, out: str, recipe, make, start="pretrained", seed=None):
-        """Tunes in the joint space besides, on rows that `make(file)` writes once."""
-        rows = self.folder(out) / "rows.pkl"
+    def _tune_news(self, out: str, recipe, make, start="pretrained", rows=None, seed=None):
+        """Tunes in the joint space besides, on rows that `make(file)` writes once, into the folder `rows` or else `out`."""
+        rows = self.folder(rows or out) / "rows.pkl"
         if not rows.exists():
             rows.parent.mkdir(parents=True, exist_ok=True)
             make(rows)
