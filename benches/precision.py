@@ -27,11 +27,13 @@ def main():
     parser.add_argument("--shape", choices=("110m", "330m"), default="330m")
     parser.add_argument("--batch", type=int, default=16, help="documents of a batch")
     parser.add_argument("--tokens", type=int, default=40, help="tokens of a document")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--sessions", type=int, default=1, help="passes at once, each in a session of its own, as model.sessions says")
+    parser.add_argument("--threads", type=int, help="of a session (default: the cores divided among them)")
     parser.add_argument("--passes", type=int, default=8, help="batches of a run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    arguments.threads = arguments.threads or max(1, os.cpu_count() // arguments.sessions)
     rates = {each: [] for each in PRECISIONS}
     # A process each: the threads of two sessions in one get into each other's way, whichever runs.
     context = multiprocessing.get_context("spawn")
@@ -44,10 +46,11 @@ def main():
 
 def measure(precision, arguments):
     """Documents a second of one precision, after four batches to warm up: the memory of the first two is new."""
-    model = session(ROOT / f"models/bench-{arguments.shape}-{precision}" / "model.onnx", arguments.threads)
+    path = ROOT / f"models/bench-{arguments.shape}-{precision}" / "model.onnx"
+    models = [session(path, arguments.threads) for _ in range(arguments.sessions)]
     batch = inputs(arguments.batch, arguments.tokens)
-    rate(model, batch, 4)
-    return rate(model, batch, arguments.passes)
+    rate(models, batch, 4)
+    return rate(models, batch, arguments.passes)
 
 
 def session(path, threads):
@@ -69,25 +72,30 @@ def inputs(batch, tokens):
     }
 
 
-def rate(session, batch, passes):
-    """Documents a second over some batches."""
-    started = time.perf_counter()
-    for _ in range(passes):
-        session.run(None, batch)
-    return passes * len(batch["input_ids"]) / (time.perf_counter() - started)
+def rate(sessions, batch, passes):
+    """Documents a second over some batches in every session at once."""
+
+    def run(session):
+        for _ in range(passes):
+            session.run(None, batch)
+
+    with concurrent.futures.ThreadPoolExecutor(len(sessions)) as pool:
+        started = time.perf_counter()
+        list(pool.map(run, sessions))
+        return len(sessions) * passes * len(batch["input_ids"]) / (time.perf_counter() - started)
 
 
 def report(arguments, rates):
     ratios = [int8 / fp32 for int8, fp32 in zip(rates["int8"], rates["fp32"], strict=True)]
     result = {
-        "shape": arguments.shape, "batch": arguments.batch, "tokens": arguments.tokens, "threads": arguments.threads,
+        "shape": arguments.shape, "batch": arguments.batch, "tokens": arguments.tokens, "sessions": arguments.sessions, "threads": arguments.threads,
         **{f"{each}_documents_per_second": statistics.median(found) for each, found in rates.items()},
         "ratio": statistics.median(ratios),
     }  # fmt: skip
     if arguments.json:
         print(json.dumps(result))
         return
-    print(f"{arguments.shape}, {arguments.batch} x {arguments.tokens} tokens, {arguments.threads} threads, the medians of {arguments.rounds} alternations")
+    print(f"{arguments.shape}, {arguments.batch} x {arguments.tokens} tokens, {arguments.sessions} sessions of {arguments.threads} threads, the medians of {arguments.rounds} alternations")
     for each in PRECISIONS:
         print(f"  {each}  {result[f'{each}_documents_per_second']:8.1f} documents/s")
     print(f"  int8 over fp32: {result['ratio']:.2f} times")

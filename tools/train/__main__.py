@@ -1,6 +1,6 @@
 """Command line: PYTHONPATH=tools python -m train STAGE [--data DIR] [--work DIR] [--scale S]
 
-Stages, in order: pretrain, teach, tune, distil, settle, ngrams, bags, finish, quantise, evaluate. `all` runs every one, `smoke` does so on a
+Stages, in order: pretrain, teach, tune, distil, settle, ngrams, bags, finish, sentences, quantise, evaluate. `all` runs every one, `smoke` does so on a
 thousandth of the data in a temporary folder. Each stage reads what those before it left in the work folder, goes on where it was stopped, and
 does nothing once it is done. Owns the order of the stages.
 """
@@ -13,8 +13,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from .errors import Unavailable
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-STAGES = ("pretrain", "teach", "tune", "distil", "settle", "ngrams", "bags", "finish", "quantise", "evaluate")
+STAGES = ("pretrain", "teach", "tune", "distil", "settle", "ngrams", "bags", "finish", "sentences", "quantise", "evaluate")
 log = logging.getLogger("train")
 
 
@@ -24,6 +26,7 @@ def arguments(argv):
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TCBERT_DATA", REPOSITORY.parent / "shared" / "data")))
     parser.add_argument("--vocab", type=Path, default=REPOSITORY / "models" / "compact" / "vocab.txt")
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".cache" / "train", help="checkpoints (default: .cache/train)")
+    parser.add_argument("--encoder", type=Path, default=REPOSITORY / ".cache" / "encoder", help="where the sentence encoder is kept (default: .cache/encoder)")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "models" / "compact", help="the bundle of `quantise`")
     parser.add_argument("--start", type=Path, help="begin pre-training at this checkpoint instead of random weights")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the data and of the steps, for trials")
@@ -40,6 +43,14 @@ def main(argv=None) -> int:
     if not options.data.is_dir():
         print(f"train: no data at {options.data}: name the folder with --data or TCBERT_DATA", file=sys.stderr)
         return 2
+    try:
+        return start(options)
+    except Unavailable as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+
+
+def start(options) -> int:
     if options.stage == "smoke":
         with tempfile.TemporaryDirectory() as scratch:
             options.work, options.out, options.scale = Path(scratch) / "work", Path(scratch) / "bundle", 0.001

@@ -23,7 +23,8 @@ TEXT_TOKENS = 64
 class Group:
     """Rows that share a prompt: token ids, word numbers, targets per label space, weights per space, repeats an epoch.
 
-    The first `titles` rows are whole titles, all of them if it is None; crops and bags follow.
+    The first `titles` rows are whole titles, all of them if it is None; crops, bags and queries are none. `places` [rows, dims] are
+    where a sentence encoder puts them, if one was asked.
     """
 
     prompts: tuple
@@ -33,6 +34,7 @@ class Group:
     weights: dict
     repeats: np.ndarray
     titles: int | None = None
+    places: np.ndarray | None = None
 
 
 def _sharp(opinions, power=SHARPEN):

@@ -10,6 +10,7 @@ Owns which folder a stage reads and writes. Knows nothing of the command line's 
     work/ngrams        ngrams      on from there, each token with what the counting teachers know of it
     work/bags          bags        on, with many bags of pieces of titles
     work/finished      finish      on, with fewer of them, articles of every topic, more weight on the embedding; the mean of several runs
+    work/sentences     sentences   on, with what a sentence encoder holds to be alike; queries and passages besides
     models/compact     quantise    bundle and fp16 weights
 """
 
@@ -17,7 +18,7 @@ import json
 import logging
 import pickle
 
-from . import bundle_files, corpus, crops, joint, measure, model as net, ngrams, pretrain, softlabels, tune
+from . import bundle_files, corpus, crops, encoder, joint, measure, model as net, ngrams, pretrain, sentences, softlabels, tune
 
 log = logging.getLogger("train")
 PRETRAIN_STEPS, PRETRAIN_PEAK, LONG_SHARE = 1500, 8e-4, 0.8
@@ -28,6 +29,7 @@ NGRAMS = tune.Recipe(steps=3500, peak=7e-4, dropout=0.0, masked_share=0.1, langu
 BAGS = tune.replace(NGRAMS, steps=15000, peak=8e-4, masked_share=0.08, language=0.05, joined=0.15)
 FINISH = tune.replace(BAGS, steps=2000, peak=5e-4, prototypes=0.8, contrast=0.4, grams=0.5, joined=0.4)
 FINISH_RUNS = 3
+SENTENCES = tune.replace(FINISH, steps=9500, peak=7e-4, prototypes=0.6, contrast=0.25, grams=0.0, joined=0.3, places=1.3)
 
 
 class Stages:
@@ -82,6 +84,13 @@ class Stages:
             self._tune_news(out, FINISH, make, start="bags", rows="finished", seed=self.seed + number)
         net.save(net.averaged([net.load(self.folder(out)) for out in runs]), self.folder("finished"))
 
+    def sentences(self):
+        def make(rows):
+            encode = encoder.Encoder(encoder.fetch(self.options.encoder), self.options.threads)
+            sentences.run(self.data, self.tokenizer, self.words, self.folder("finished") / "rows.pkl", rows, encode, self.seed, self.scale)
+
+        self._tune_news("sentences", SENTENCES, make, start="finished")
+
     def _second_rows(self, student: str):
         """What writes the rows of a second student, whose first one lies in `student`."""
 
@@ -116,7 +125,7 @@ class Stages:
         return ngrams.table(self.folder("ngrams") / "table.pkl", make)
 
     def quantise(self):
-        bundle_files.write(self.folder("finished"), self.tokenizer, self.options.vocab, self.options.out)
+        bundle_files.write(self.folder("sentences"), self.tokenizer, self.options.vocab, self.options.out)
 
     def evaluate(self):
         """int8 against fp32 of the shipped weights, on rows that they have not seen."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import corpus, model as net, ngrams
+from .likeness import Likeness
 from .pretrain import mask_words
 
 __all__ = ["Recipe", "replace", "run"]
@@ -46,6 +47,7 @@ class Recipe:
     average: float = 0.998
     second_prompt: float = 0.15
     grams: float = 0.0  # of the targets of each token
+    places: float = 0.0  # of where the sentence encoder puts a text
     joined: float = 0.0  # share of the batches whose rows are several titles of one topic, as long as a short article
 
 
@@ -144,6 +146,9 @@ class Topics:
             members.append(chosen)
         made.targets = {k: np.stack([table[m].mean(0) for m in members]) for k, table in group.targets.items()}
         made.weights = {k: np.stack([table[m].mean() for m in members]) for k, table in group.weights.items()}
+        if group.places is not None:
+            means = np.stack([group.places[m].astype(np.float32).mean(0) for m in members])
+            made.places = means / np.linalg.norm(means, axis=1, keepdims=True)
         return made
 
     def mark(self, rng):
@@ -186,6 +191,8 @@ class Tuning:
         self.grams = [ngrams.Targets(known, tokenizer, g) for g in groups] if recipe.grams else []
         if self.grams:
             self.heads.grams = nn.Linear(self.model.shape.hidden_size, self.grams[0].dims)
+        if recipe.places:
+            self.heads.likeness = Likeness(self.model.shape.hidden_size, groups[0].places.shape[1])
         named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         self.optimizer = torch.optim.AdamW(
             [
@@ -229,7 +236,13 @@ class Tuning:
             proto = soft_cross_entropy(self.heads(pooled, space), table, weights[space])
             total = total + label + recipe.prototypes * proto
             parts[space] = label.item()
-        total = total + recipe.contrast * contrast(pooled, list(targets.values()))
+        if targets:
+            total = total + recipe.contrast * contrast(pooled, list(targets.values()))
+        if recipe.places:
+            topics = targets.get(corpus.NEWS_SPACE, torch.zeros(len(rows), len(self.tokens[corpus.NEWS_SPACE])))
+            placed = self.heads.likeness(pooled, torch.from_numpy(group.places[rows].astype(np.float32)), topics)
+            total = total + recipe.places * placed
+            parts["places"] = placed.item()
         return total, parts
 
     def grams_loss(self, grams, rows, state, first, asked):

