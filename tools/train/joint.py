@@ -52,8 +52,22 @@ def blend(own, foreign, known: list, joint: list, share):
     return own * (1 - extra.sum(1, keepdims=True)) + extra
 
 
-def add(group: softlabels.Group, words: dict, labelled: int, free: int) -> None:
-    """Give `group` the joint targets. Its first `labelled` rows are TNEWS with labels, the next `free` without; then THUCNews."""
+def apart(targets, joint: list, abroad):
+    """`targets` whose 时政 becomes 国际 as far as a row tells of abroad (`abroad`, [rows], 0 to 1).
+
+    THUCNews has no 国际: two thirds of its 时政 happened in other countries.
+    """
+    moved, told = targets.copy(), targets[:, joint.index("时政")] * abroad
+    moved[:, joint.index("时政")] -= told
+    moved[:, joint.index("国际")] += told
+    return moved
+
+
+def add(group: softlabels.Group, words: dict, labelled: int, free: int, abroad=0.0) -> None:
+    """Give `group` the joint targets. Its first `labelled` rows are TNEWS with labels, the next `free` without; then THUCNews.
+
+    `abroad` says how far each row tells of other countries (see `apart`).
+    """
     joint = space_words(words)
     tnews = spread(group.targets["tnews"], words["tnews"], joint)
     thucnews = spread(group.targets["thucnews"], words["thucnews"], joint)
@@ -65,7 +79,7 @@ def add(group: softlabels.Group, words: dict, labelled: int, free: int) -> None:
     # Rows without an opinion in the TNEWS space hold an even one, which says nothing.
     opinion = np.where(group.weights["tnews"][third, None] > 0, tnews[third], 0)
     made[third] = blend(thucnews[third], opinion, words["thucnews"], joint, FOREIGN_ON_THUCNEWS)
-    group.targets[corpus.NEWS_SPACE] = made / made.sum(1, keepdims=True)
+    group.targets[corpus.NEWS_SPACE] = apart(made / made.sum(1, keepdims=True), joint, abroad).astype(np.float32)
     strongest = np.maximum(group.weights["tnews"], group.weights["thucnews"])
     group.weights[corpus.NEWS_SPACE] = (strongest * evened(group.targets[corpus.NEWS_SPACE], group.repeats)).astype(np.float32)
 

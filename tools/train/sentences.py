@@ -21,6 +21,10 @@ QUERY_REPEATS, PASSAGE_REPEATS = 0.4, 0.4
 SHORTEST_PASSAGE, LONGEST_PASSAGE = 16, 120
 JOINTS = ("", "", " ", " ", "和", "的", "、")
 FOLDS = 4
+# What tells the politics of other countries from those of China, as the encoder understands it, and the shares of 时政 that this sorts surely.
+ABROAD = ("国际新闻，外国政府和外国发生的事", "外国", "世界各国新闻", "外国领导人和国际关系")
+AT_HOME = ("国内时政，中国政府和政策", "中国国内", "国务院和地方政府工作", "我国干部和法规")
+SURELY_ABROAD, SURELY_AT_HOME = 0.5, 0.1
 OPINION_SHARES, QUERY_WEIGHT = {"tnews": 0.4, "thucnews": 0.3}, 0.4  # the regressions' say on what other teachers have labelled, and on queries
 
 
@@ -108,6 +112,23 @@ class Opinions:
         return found
 
 
+class Abroad:
+    """How far a political text tells of other countries: descriptions sort the clearest titles, a regression on these the others."""
+
+    def __init__(self, vectors, places, described):
+        """`vectors` and `places` of titles of 时政; `described` are the vectors of ABROAD, then of AT_HOME."""
+        towards = described[: len(ABROAD)].mean(0) - described[len(ABROAD) :].mean(0)
+        order = np.argsort(vectors @ towards)
+        at_home = order[: max(1, round(SURELY_AT_HOME * len(order)))]
+        abroad = order[-max(1, round(SURELY_ABROAD * len(order))) :]
+        rows = np.concatenate([at_home, abroad])
+        self.fitted = LogisticRegression(C=1.0, max_iter=300, class_weight="balanced").fit(places[rows].astype(np.float32), np.isin(rows, abroad))
+
+    def __call__(self, places):
+        """[rows], 0 to 1."""
+        return self.fitted.predict_proba(places.astype(np.float32))[:, 1]
+
+
 def take_opinions(group: softlabels.Group, opinions) -> None:
     """Mix `opinions` into the targets, where those say anything."""
     for space, said in opinions.items():
@@ -130,11 +151,14 @@ def run(data: Path, tokenizer, words: dict, before: Path, rows: Path, encode, se
     opinions = Opinions(group.places[: group.titles], news, labels, seed)
     on_titles, on_others = opinions.on_titles(), opinions(group.places[group.titles :])
     take_opinions(group, {space: np.vstack([said, on_others[space]]) for space, said in on_titles.items()})
+    rng, cut = np.random.default_rng(seed), corpus.Words(tokenizer)
+    political = group.titles - len(labels) + np.flatnonzero(labels == words["thucnews"].index("时政"))
+    described = encode([cut(text)[0] for text in ABROAD + AT_HOME])
+    abroad = Abroad(vectors[political], group.places[political], described)
     silent = group.weights[corpus.NEWS_SPACE] == 0
-    joint.add(group, words, 2 * len(news.tnews_texts), len(news.free_texts))
+    joint.add(group, words, 2 * len(news.tnews_texts), len(news.free_texts), abroad(group.places))
     group.weights[corpus.NEWS_SPACE][silent] = 0
 
-    rng, cut = np.random.default_rng(seed), corpus.Words(tokenizer)
     count = lambda planned: max(40, round(planned * scale))
 
     def made(texts, repeats):
@@ -149,7 +173,7 @@ def run(data: Path, tokenizer, words: dict, before: Path, rows: Path, encode, se
     asked = made(from_tnews + from_thucnews, np.full(len(from_tnews) + len(from_thucnews), QUERY_REPEATS))
     asked.targets = {space: said.astype(np.float32) for space, said in opinions(asked.places).items()}
     asked.weights = {space: np.full(len(asked.ids), QUERY_WEIGHT, np.float32) for space in asked.targets}
-    joint.add(asked, words, 0, len(from_tnews))
+    joint.add(asked, words, 0, len(from_tnews), abroad(asked.places))
 
     unseen = {text for held in corpus.held_out(data).values() for text in held.texts}
     _, long = corpus.pretraining_texts(data, unseen)

@@ -226,3 +226,18 @@ def test_opinions_reach_only_targets_that_say_something():
     finally:
         del sentences.OPINION_SHARES["a"]
     assert np.allclose(group.targets["a"], even, atol=1e-5)
+
+
+def test_politics_abroad_is_international():
+    words = ["国际", "时政", "体育"]
+    targets = np.array([[0.0, 0.8, 0.2], [0.1, 0.5, 0.4]])
+    moved = joint.apart(targets, words, np.array([0.75, 0.0]))
+    assert np.allclose(moved, [[0.6, 0.2, 0.2], [0.1, 0.5, 0.4]])
+
+
+def test_descriptions_sort_politics_by_country():
+    rng = np.random.default_rng(0)
+    described = np.vstack([np.tile([1.0, 0, 0], (len(sentences.ABROAD), 1)), np.tile([0, 1.0, 0], (len(sentences.AT_HOME), 1))])
+    titles = np.vstack([[1, 0, 0] + rng.normal(0, 0.1, (80, 3)), [0, 1, 0] + rng.normal(0, 0.1, (20, 3))])
+    said = sentences.Abroad(titles, titles, described)(titles)
+    assert (said[:80] > 0.5).all() and (said[80:] < 0.5).all()
