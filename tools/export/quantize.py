@@ -16,7 +16,7 @@ MICROSOFT = "com.microsoft"
 # The first with `Attention` as an operator of its own and scales for blocks of a row; everything else in the graph means the same in it.
 OPSET, IR_VERSION = 23, 10
 SMALLEST = np.float32(1e-9)
-WIDEST, WIDEST_FACTOR = 127, 64  # of a value that is looked up, of a value that is multiplied
+WIDEST = 64
 GELUS = ("BiasGelu", "Gelu", "FastGelu")
 GELU_DEPTH = np.float32(0.1701)  # no GELU is below it, so that its largest magnitude needs no pass over the magnitudes
 MIDDLE = np.uint8(128)  # symmetric around this zero point, as one zero point for all rows lets ONNX Runtime use its fast kernel
@@ -36,6 +36,7 @@ class Rewriter:
         self.nodes, self.added = [], {}
         self.flat, self.rows = {}, {}  # by activation: its rows [rows, width]; those quantised and their scales
         self.of_rows = {}  # see `once`
+        self.table = None  # of words, once the embedding has been met
         self.leading = "input_ids"  # whose shape [batch, tokens] the rows have, until the head takes those of the masks
         self.gelus = {node.output[0] for node in model.graph.node if node.op_type in GELUS}
 
@@ -66,16 +67,26 @@ class Rewriter:
 
     def product(self, source: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
         """source @ weight + bias: [rows, width]."""
-        values, scales = per_channel(weight, axis=0, widest=WIDEST_FACTOR)
         rows, row_scales = self.quantised_rows(source, weight.shape[0])
-        one, middle, zeros = self.shared("one", np.float32(1)), self.shared("middle", MIDDLE), np.zeros(values.shape[1], np.int8)
-        product = self.node(
-            "MatMulIntegerToFloat",
-            [rows, self.constant("weight", values), one, self.constant("scale", scales.reshape(-1)), middle, self.constant("zero", zeros)],
-            domain=MICROSOFT,
-        )
+        one, middle, zeros = self.shared("one", np.float32(1)), self.shared("middle", MIDDLE), np.zeros(weight.shape[1], np.int8)
+        values, scales = self.factor(weight)
+        product = self.node("MatMulIntegerToFloat", [rows, values, one, scales, middle, self.constant("zero", zeros)], domain=MICROSOFT)
         scaled = self.node("Mul", [product, row_scales])
         return scaled if bias is None else self.node("Add", [scaled, self.constant("bias", bias)])
+
+    def factor(self, weight: np.ndarray):
+        """`weight` as integers and the scales of its columns. The head's is the table of words on its side, which stands in the file once."""
+        if self.table is not None and np.array_equal(weight.T, self.table):
+            values, scales = self.words()
+            # ONNX Runtime turns it round when it loads the graph.
+            return self.node("Transpose", [values], perm=[1, 0]), self.node("Reshape", [scales, self.shared("all", np.array([-1]))])
+        values, scales = per_channel(weight, axis=0)
+        return self.constant("weight", values), self.constant("scale", scales.reshape(-1))
+
+    def words(self):
+        """The table of words as integers and a scale for each."""
+        values, scales = per_channel(self.table, axis=1)
+        return self.shared("words", values), self.shared("scales_of_words", scales)
 
     def flattened(self, source: str, width: int) -> str:
         """`source` as [rows, width]."""
@@ -156,9 +167,10 @@ class Rewriter:
     def embedding(self, node) -> None:
         """A row of int8 and a scale for each word; the other tables are small and stay."""
         ids, _, words, positions, types, gamma, beta = node.input[:7]
-        values, scales = per_channel(self.array(words), axis=1)
-        rows = self.node("Cast", [self.node("Gather", [self.constant("words", values), ids])], to=TensorProto.FLOAT)
-        word = self.node("Mul", [rows, self.node("Gather", [self.constant("scale", scales), ids])])
+        self.table = self.array(words)
+        values, scales = self.words()
+        rows = self.node("Cast", [self.node("Gather", [values, ids])], to=TensorProto.FLOAT)
+        word = self.node("Mul", [rows, self.node("Gather", [scales, ids])])
         # Token types are all zero and positions count from zero: their sum is the first rows of one table.
         first, second = self.shared("first", np.array([0])), self.shared("second", np.array([1]))
         length = self.node("Gather", [self.node("Shape", [ids]), second])
@@ -188,7 +200,7 @@ class Rewriter:
         return name
 
 
-def per_channel(weight: np.ndarray, axis: int, widest: int = WIDEST):
+def per_channel(weight: np.ndarray, axis: int):
     """Symmetric integers with one scale for each slice along `axis`; returns (values, scales that broadcast)."""
-    scales = (np.maximum(np.abs(weight).max(axis=axis, keepdims=True), SMALLEST) / widest).astype(np.float32)
-    return np.clip(np.rint(weight / scales), -widest, widest).astype(np.int8), scales
+    scales = (np.maximum(np.abs(weight).max(axis=axis, keepdims=True), SMALLEST) / WIDEST).astype(np.float32)
+    return np.clip(np.rint(weight / scales), -WIDEST, WIDEST).astype(np.int8), scales
