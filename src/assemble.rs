@@ -355,7 +355,7 @@ pub fn wiring(settings: &Settings) -> Wiring {
     Wiring {
         pipeline: settings.pipeline.clone(),
         batch: settings.batch.clone(),
-        batch_points: settings.store.batch_points,
+        batch_points: settings.store.batch_points(),
         write_concurrency: settings.store.concurrency,
         write_linger: settings
             .pipeline

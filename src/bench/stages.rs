@@ -225,7 +225,10 @@ async fn write(
     let started = Instant::now();
     let mut points = points.into_iter().peekable();
     while points.peek().is_some() {
-        let batch = points.by_ref().take(settings.store.batch_points).collect();
+        let batch = points
+            .by_ref()
+            .take(settings.store.batch_points())
+            .collect();
         store.write(batch).await.map_err(BenchError::failed)?;
     }
     let took = started.elapsed();

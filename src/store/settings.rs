@@ -34,6 +34,15 @@ impl StoreKind {
             Self::Qdrant => 20,
         })
     }
+
+    /// Most points of a write where nothing is configured. The flush of the embedded store costs the same for
+    /// one point and for a thousand; a server's requests go out side by side.
+    fn batch_points(self) -> usize {
+        match self {
+            Self::Embedded => 1024,
+            Self::Qdrant => 128,
+        }
+    }
 }
 
 /// The `[store]` section.
@@ -56,8 +65,8 @@ pub struct StoreSettings {
     pub alias: String,
     /// Whether `run` and `backfill` apply pending migrations when they start.
     pub apply_migrations: bool,
-    /// Most points of one request.
-    pub batch_points: usize,
+    /// Most points of one request; `None` for what suits the store.
+    pub batch_points: Option<usize>,
     /// Most bytes of one request.
     pub max_batch_bytes: usize,
     /// Most requests in flight.
@@ -89,7 +98,7 @@ impl Default for StoreSettings {
             collection: "documents".into(),
             alias: String::new(),
             apply_migrations: true,
-            batch_points: 128,
+            batch_points: None,
             max_batch_bytes: 4_000_000,
             concurrency: 4,
             timeout_ms: 20_000,
@@ -104,6 +113,12 @@ impl Default for StoreSettings {
 }
 
 impl StoreSettings {
+    /// Most points of one request.
+    pub fn batch_points(&self) -> usize {
+        self.batch_points
+            .unwrap_or_else(|| self.kind.batch_points())
+    }
+
     /// How long a request may take.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
@@ -121,7 +136,7 @@ impl StoreSettings {
 
     /// Notes every value that is not allowed.
     pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(violations, "batch_points", self.batch_points, 1, 1024);
+        check_range(violations, "batch_points", self.batch_points(), 1, 1024);
         check_range(
             violations,
             "max_batch_bytes",
@@ -369,7 +384,7 @@ mod tests {
     #[test]
     fn values_out_of_bounds_are_named() {
         let settings = StoreSettings {
-            batch_points: 0,
+            batch_points: Some(0),
             max_batch_bytes: 9_000_000,
             collection: "a/b".into(),
             ..StoreSettings::default()

@@ -114,7 +114,7 @@ fn limits(
     if strict.enabled != Some(true) {
         return limits;
     }
-    let points = settings.batch_points as u64;
+    let points = settings.batch_points() as u64;
     if let Some(most) = strict.upsert_max_batchsize.filter(|most| *most < points) {
         limits.push(format!(
             "upsert_max_batchsize = {most}: set store.batch_points to at most that"

@@ -162,7 +162,7 @@ impl QdrantStore {
         let batch = prepare(batch, vector.size)?;
         let requests = split(
             batch,
-            self.settings.batch_points,
+            self.settings.batch_points(),
             self.settings.max_batch_bytes,
         );
         let answers = join_all(

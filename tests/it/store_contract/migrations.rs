@@ -276,7 +276,7 @@ async fn limits_of_strict_mode_are_named() {
     let reason = refusal(&it.settings, SIZE, true).await;
     assert!(reason.contains("store.batch_points"), "{reason}");
     let modest = StoreSettings {
-        batch_points: 100,
+        batch_points: Some(100),
         ..it.settings.clone()
     };
     open(&modest).await.unwrap().close().await.unwrap();

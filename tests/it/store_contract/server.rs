@@ -153,7 +153,7 @@ async fn poison_is_rejected_and_the_rest_is_not() {
 async fn trouble_comes_before_rejection() {
     let it = Harness::test_server().await;
     let one_by_one = StoreSettings {
-        batch_points: 1,
+        batch_points: Some(1),
         concurrency: 1,
         ..it.settings.clone()
     };
@@ -240,7 +240,7 @@ async fn a_server_that_comes_back_is_used_again() {
 async fn requests_keep_their_bounds() {
     let it = Harness::test_server().await;
     let bounded = StoreSettings {
-        batch_points: 64,
+        batch_points: Some(64),
         max_batch_bytes: 100_000,
         concurrency: 3,
         ..it.settings.clone()
