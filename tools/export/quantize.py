@@ -36,7 +36,7 @@ class Rewriter:
         self.nodes, self.added = [], {}
         self.flat, self.rows = {}, {}  # by activation: its rows [rows, width]; those quantised and their scales
         self.of_rows = {}  # see `once`
-        self.table = None  # of words, once the embedding has been met
+        self.table, self.words = None, None  # of words, once the embedding has been met; its integers and their scales
         self.leading = "input_ids"  # whose shape [batch, tokens] the rows have, until the head takes those of the masks
         self.gelus = {node.output[0] for node in model.graph.node if node.op_type in GELUS}
 
@@ -77,16 +77,11 @@ class Rewriter:
     def factor(self, weight: np.ndarray):
         """`weight` as integers and the scales of its columns. The head's is the table of words on its side, which stands in the file once."""
         if self.table is not None and np.array_equal(weight.T, self.table):
-            values, scales = self.words()
+            values, scales = self.words
             # ONNX Runtime turns it round when it loads the graph.
             return self.node("Transpose", [values], perm=[1, 0]), self.node("Reshape", [scales, self.shared("all", np.array([-1]))])
         values, scales = per_channel(weight, axis=0)
         return self.constant("weight", values), self.constant("scale", scales.reshape(-1))
-
-    def words(self):
-        """The table of words as integers and a scale for each."""
-        values, scales = per_channel(self.table, axis=1)
-        return self.shared("words", values), self.shared("scales_of_words", scales)
 
     def flattened(self, source: str, width: int) -> str:
         """`source` as [rows, width]."""
@@ -168,7 +163,8 @@ class Rewriter:
         """A row of int8 and a scale for each word; the other tables are small and stay."""
         ids, _, words, positions, types, gamma, beta = node.input[:7]
         self.table = self.array(words)
-        values, scales = self.words()
+        integers, of_words = per_channel(self.table, axis=1)
+        values, scales = self.words = self.shared("words", integers), self.shared("scales_of_words", of_words)
         rows = self.node("Cast", [self.node("Gather", [values, ids])], to=TensorProto.FLOAT)
         word = self.node("Mul", [rows, self.node("Gather", [scales, ids])])
         # Token types are all zero and positions count from zero: their sum is the first rows of one table.

@@ -55,7 +55,7 @@ def blend(own, foreign, known: list, joint: list, share):
 def apart(targets, joint: list, abroad):
     """`targets` whose 时政 becomes 国际 as far as a row tells of abroad (`abroad`, [rows], 0 to 1).
 
-    THUCNews has no 国际: two thirds of its 时政 happened in other countries.
+    THUCNews has no 国际: three quarters of its 时政 happened in other countries.
     """
     moved, told = targets.copy(), targets[:, joint.index("时政")] * abroad
     moved[:, joint.index("时政")] -= told

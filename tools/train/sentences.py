@@ -103,12 +103,14 @@ class Opinions:
         """The same on the titles: on those that taught, by regressions that did not see them."""
         found = self(self.titles)
         for space, taught in self.taught.items():
-            fold = np.random.default_rng(self.seed).permutation(taught.owner.max() + 1)[taught.owner] % FOLDS
-            said = found[space][taught.block]
-            for number in np.unique(fold):
-                part = taught.fit(self.titles, fold != number)
-                said[fold == number] = teacher.probabilities(part, self.titles[taught.block][fold == number], taught.classes)
+            rows = self.titles[taught.block]
+
+            def part(kept, asked):
+                return teacher.probabilities(taught.fit(self.titles, kept), rows[asked], taught.classes)
+
+            said = teacher.out_of_fold(part, taught.owner, taught.classes, FOLDS, self.seed)
             log.info("places say %s: %.3f", space, (said.argmax(1) == taught.labels).mean())
+            found[space][taught.block] = said
         return found
 
 
@@ -175,8 +177,7 @@ def run(data: Path, tokenizer, words: dict, before: Path, rows: Path, encode, se
     asked.weights = {space: np.full(len(asked.ids), QUERY_WEIGHT, np.float32) for space in asked.targets}
     joint.add(asked, words, 0, len(from_tnews), abroad(asked.places))
 
-    unseen = {text for held in corpus.held_out(data).values() for text in held.texts}
-    _, long = corpus.pretraining_texts(data, unseen)
+    _, long = corpus.pretraining_texts(data)
     from_long, parts = queries(long, count(QUERIES // 2), rng), passages(long, count(PASSAGES), rng)
     free = made(from_long + parts, np.repeat([QUERY_REPEATS, PASSAGE_REPEATS], [len(from_long), len(parts)]))
     rows.write_bytes(pickle.dumps([group, asked, free]))

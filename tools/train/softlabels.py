@@ -92,8 +92,8 @@ class News:
             part = teacher.TnewsTeacher(titles, both, self.tnews_labels[kept], thucnews)
             return part(teacher.take(counted["tnews+"], asked))
 
-        own_tnews = teacher.out_of_fold(tnews_fold, len(self.tnews_labels), 15, FOLDS, self.seed)
-        own_thucnews = teacher.out_of_fold(thucnews_fold, len(self.thucnews_labels), 10, FOLDS, self.seed)
+        own_tnews = teacher.out_of_fold(tnews_fold, np.arange(len(self.tnews_labels)), 15, FOLDS, self.seed)
+        own_thucnews = teacher.out_of_fold(thucnews_fold, np.arange(len(self.thucnews_labels)), 10, FOLDS, self.seed)
         log.info(
             "out of fold tnews=%.3f thucnews=%.3f",
             (own_tnews.argmax(1) == self.tnews_labels).mean(), (own_thucnews.argmax(1) == self.thucnews_labels).mean(),

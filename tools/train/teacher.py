@@ -145,10 +145,13 @@ def take(counted: Counted, rows) -> Counted:
     return Counted(counted.sparse[rows], counted.dense[rows])
 
 
-def out_of_fold(build, rows: int, classes: int, folds: int, seed: int):
-    """Opinions on training rows by teachers that did not see them: `build(kept, asked)` gives those on `asked`."""
-    part = np.random.default_rng(seed).permutation(rows) % folds
-    opinions = np.zeros((rows, classes))
+def out_of_fold(build, owner, classes: int, folds: int, seed: int):
+    """Opinions on training rows by teachers that did not see them: `build(kept, asked)` gives those on `asked`.
+
+    `owner` numbers the title that each row is a form of; all forms of one are in one fold.
+    """
+    part = (np.random.default_rng(seed).permutation(owner.max() + 1) % folds)[owner]
+    opinions = np.zeros((len(owner), classes))
     for fold in range(folds):
         kept, asked = np.flatnonzero(part != fold), np.flatnonzero(part == fold)
         opinions[asked] = build(kept, asked)

@@ -15,7 +15,7 @@ use qdrant_edge::{
 use serde_json::{Map, Value};
 
 use crate::document::DocumentId;
-use crate::store::batch::prepare;
+use crate::store::batch::{prepare, split};
 use crate::store::embedded::collection::{Collection, guard};
 use crate::store::embedded::convert;
 use crate::store::embedded::folder::Folder;
@@ -49,6 +49,7 @@ struct Limits {
     min_free_bytes: u64,
     max_log_bytes: u64,
     graph_from_points: usize,
+    max_batch_bytes: usize,
 }
 
 #[expect(
@@ -74,6 +75,7 @@ impl Engine {
                 min_free_bytes: settings.min_free_mb * MEGABYTE,
                 max_log_bytes: settings.max_log_mb * MEGABYTE,
                 graph_from_points: settings.graph_from_points,
+                max_batch_bytes: settings.max_batch_bytes,
             },
             state: State::Absent,
             lost: false,
@@ -163,10 +165,13 @@ impl Engine {
     /// Applies a batch without flushing it.
     pub(super) fn apply(&mut self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
         self.check_room()?;
+        let max_bytes = self.limits.max_batch_bytes;
         let collection = self.collection_mut()?;
         let batch = prepare(batch, collection.vector_size)?;
         let points = batch.len();
-        let result = collection.apply(batch);
+        let result = split(batch, points, max_bytes)
+            .into_iter()
+            .try_for_each(|request| collection.apply(request));
         self.written_since_optimise += points;
         self.heed(result)
     }

@@ -249,6 +249,23 @@ async fn the_log_stays_in_bounds() {
     store.close().await.unwrap();
 }
 
+/// A file of the log grows beyond its size only for an entry that is larger.
+#[tokio::test]
+async fn a_large_write_is_cut_into_requests_of_bounded_bytes() {
+    let it = Harness::embedded().await;
+    let long = "字".repeat(3000);
+    let batch = (0..1000)
+        .map(|number| write(&format!("n-{number}"), version(0, 1, 0), &long))
+        .collect();
+    it.store.write(batch).await.unwrap();
+    assert_eq!(it.store.count(PointFilter::default()).await, Ok(1000));
+    let wal = it.settings.path.join("documents/shard/wal");
+    for entry in std::fs::read_dir(&wal).unwrap() {
+        let bytes = entry.unwrap().metadata().unwrap().len();
+        assert!(bytes <= 8 * 1024 * 1024, "{bytes}");
+    }
+}
+
 #[tokio::test]
 async fn two_stores_do_not_share_a_folder() {
     let it = Harness::embedded().await;
