@@ -72,7 +72,7 @@ fn batches(width: usize, round: usize) -> Vec<Vec<PointWrite>> {
         .into_iter()
         .map(|document| {
             PointWrite::Upsert(build_point(
-                document,
+                &document,
                 &provenance,
                 jiff::Timestamp::UNIX_EPOCH,
             ))

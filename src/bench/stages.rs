@@ -196,7 +196,7 @@ fn points(
                 embedding: tagging.embedding,
                 truncated: tagging.truncated,
             };
-            PointWrite::Upsert(build_point(tagged, &provenance, now))
+            PointWrite::Upsert(build_point(&tagged, &provenance, now))
         })
         .collect()
 }

@@ -11,13 +11,12 @@ use tokio::sync::mpsc;
 
 use super::dead_letters::Refusal;
 use super::prepare::Ready;
-use super::write::Write;
+use super::write::{Content, Write};
 use super::{Context, PipelineError, Refused, spawn};
 use crate::batch::{Batch, BatchItem, BatchPlanner};
 use crate::model::Model;
 use crate::score::{NotFinite, TaggerError, Tagging};
-use crate::store::PointWrite;
-use crate::store::point::{TaggedDocument, build_point};
+use crate::store::point::TaggedDocument;
 use crate::telemetry::Stage;
 
 /// Longest wait of the planner for more documents, so that a drain is noticed soon.
@@ -188,7 +187,7 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
         match tagging {
             Ok(tagging) => {
                 context.repeats.keep(&ready.encoded, &tagging);
-                writes.push(to_write(context, ready, tagging, now));
+                writes.push(to_write(ready, tagging, now));
             }
             Err(error) => {
                 if !refuse(ready, error.to_string(), out) {
@@ -200,31 +199,24 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
     writes.is_empty() || out.writes.blocking_send(writes).is_ok()
 }
 
-/// The write of a document and what the model said of its text.
-pub(super) fn to_write(
-    context: &Context,
-    ready: Ready,
-    tagging: Tagging,
-    now: jiff::Timestamp,
-) -> Write {
+/// The write of a document and what the model said of its text at `now`.
+pub(super) fn to_write(ready: Ready, tagging: Tagging, now: jiff::Timestamp) -> Write {
+    let topics = tagging.topics.into_iter();
     let tagged = TaggedDocument {
         document: ready.document,
         version: ready.version,
         topic: tagging.topic,
         probability: tagging.probability,
-        topics: tagging
-            .topics
-            .into_iter()
+        topics: topics
             .map(|score| (score.label, score.probability))
             .collect(),
         embedding: tagging.embedding,
         truncated: ready.encoded.truncated,
     };
-    let point = build_point(tagged, &context.provenance, now);
     Write {
         ticket: ready.ticket,
         record: ready.record,
-        point: PointWrite::Upsert(point),
+        content: Content::Tagged(tagged, now),
     }
 }
 

@@ -15,6 +15,13 @@ use crate::source::{CommitOffset, SourceEvent, SourceRecord};
 /// How often the intake looks whether it shall stop while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Records that the ledger holds, and since when.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) records: Vec<SourceRecord>,
+    pub(super) at: Instant,
+}
+
 /// Shared with the pipeline's main task.
 #[derive(Debug, Default)]
 pub(super) struct IntakeState {
@@ -33,11 +40,11 @@ struct Intake<'a> {
     throttle: Option<&'a Throttle>,
     revoke_drain: Duration,
     /// Dropped at the end of delivery, which ends the stages behind it one after the other.
-    out: Option<Sender<Vec<SourceRecord>>>,
+    out: Option<Sender<Admitted>>,
     /// Chunks that were received and not admitted yet.
     waiting: VecDeque<Vec<SourceRecord>>,
-    /// Records that the ledger holds already, for which the next stage had no room yet.
-    admitted: Option<Vec<SourceRecord>>,
+    /// What the next stage had no room for yet.
+    admitted: Option<Admitted>,
     /// The source has delivered everything, what waits here included.
     delivered_all: bool,
 }
@@ -102,12 +109,12 @@ impl Intake<'_> {
 
     /// Gives the next stage at most `within` to take what is admitted.
     fn send_admitted(&mut self, within: Duration) {
-        let (Some(out), Some(records)) = (&self.out, self.admitted.take()) else {
+        let (Some(out), Some(admitted)) = (&self.out, self.admitted.take()) else {
             return;
         };
-        match out.send_timeout(records, within) {
+        match out.send_timeout(admitted, within) {
             Ok(()) => {}
-            Err(SendTimeoutError::Timeout(records)) => self.admitted = Some(records),
+            Err(SendTimeoutError::Timeout(admitted)) => self.admitted = Some(admitted),
             // The stages behind have ended, which they do only after a failure.
             Err(SendTimeoutError::Disconnected(_)) => self.out = None,
         }
@@ -126,7 +133,8 @@ impl Intake<'_> {
         let rest = records.split_off(allowed.min(records.len()));
         let records = self.context.ledger.admit(records);
         self.context.counters.delivered.add(records.len());
-        self.admitted = (!records.is_empty()).then_some(records);
+        let at = Instant::now();
+        self.admitted = (!records.is_empty()).then_some(Admitted { records, at });
         if rest.is_empty() {
             return true;
         }
@@ -222,7 +230,7 @@ pub(super) fn spawn_intake(
     context: &Arc<Context>,
     state: Arc<IntakeState>,
     events: Receiver<SourceEvent>,
-    records_out: Sender<Vec<SourceRecord>>,
+    records_out: Sender<Admitted>,
     wiring: &Wiring,
 ) -> Result<std::thread::JoinHandle<()>, PipelineError> {
     let (revoke_drain, throttle) = (wiring.revoke_drain, wiring.throttle.clone());

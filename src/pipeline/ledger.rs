@@ -45,15 +45,22 @@ pub(super) struct Ledger {
 pub(super) struct Ticket {
     receipt: Receipt,
     bytes: usize,
+    admitted: Instant,
 }
 
 impl Ticket {
-    /// The ticket of a record; taken before the record moves on.
-    pub(super) fn of(record: &SourceRecord) -> Self {
+    /// The ticket of a record that was admitted then; taken before the record moves on.
+    pub(super) fn of(record: &SourceRecord, admitted: Instant) -> Self {
         Self {
             receipt: record.receipt(),
             bytes: record.size_bytes(),
+            admitted,
         }
+    }
+
+    /// When the record was put in flight.
+    pub(super) fn admitted(&self) -> Instant {
+        self.admitted
     }
 }
 

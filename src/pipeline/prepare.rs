@@ -10,14 +10,14 @@ use tokio::sync::mpsc;
 
 use super::dead_letters::Refusal;
 use super::infer::to_write;
+use super::intake::Admitted;
 use super::ledger::Ticket;
-use super::write::Write;
+use super::write::{Content, Write};
 use super::{Context, PipelineError, Refused, spawn};
 use crate::batch::BatchItem;
 use crate::decode::{Decoded, compose_text};
 use crate::document::{Document, Version};
 use crate::source::SourceRecord;
-use crate::store::PointWrite;
 use crate::telemetry::Stage;
 use crate::tokenize::EncodedText;
 
@@ -53,13 +53,9 @@ pub(super) struct Prepared {
 }
 
 /// Prepares chunks until the intake ends or a stage behind has gone.
-pub(super) fn run_prepare(
-    context: &Context,
-    records: &Receiver<Vec<SourceRecord>>,
-    out: &Prepared,
-) {
-    for chunk in records {
-        let Some((documents, tombstones)) = decode(context, chunk, out) else {
+pub(super) fn run_prepare(context: &Context, records: &Receiver<Admitted>, out: &Prepared) {
+    for admitted in records {
+        let Some((documents, tombstones)) = decode(context, admitted, out) else {
             return;
         };
         let started = Instant::now();
@@ -95,7 +91,7 @@ fn split_repeated(context: &Context, ready: Vec<Ready>) -> (Vec<Ready>, Vec<Writ
                 context
                     .metrics
                     .texts(u64::from(truncated), tagging.unknown_tokens as u64);
-                repeated.push(to_write(context, ready, tagging, now));
+                repeated.push(to_write(ready, tagging, now));
             }
             None => fresh.push(ready),
         }
@@ -119,14 +115,14 @@ struct DecodedRecord {
 /// Splits a chunk into documents, deletions and refusals; `None` when nobody takes the refusals.
 fn decode(
     context: &Context,
-    chunk: Vec<SourceRecord>,
+    admitted: Admitted,
     out: &Prepared,
 ) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
     let started = Instant::now();
-    let mut documents = Vec::with_capacity(chunk.len());
+    let mut documents = Vec::with_capacity(admitted.records.len());
     let mut tombstones = Vec::new();
-    for record in chunk {
-        let ticket = Ticket::of(&record);
+    for record in admitted.records {
+        let ticket = Ticket::of(&record, admitted.at);
         let version = Version {
             position: record.position.clone(),
             timestamp_ms: record.timestamp_ms.unwrap_or(0),
@@ -144,7 +140,7 @@ fn decode(
                 tombstones.push(Write {
                     ticket,
                     record,
-                    point: PointWrite::Tombstone {
+                    content: Content::Tombstone {
                         id,
                         version,
                         deleted_at: jiff::Timestamp::now(),
@@ -196,7 +192,7 @@ fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
 pub(super) fn spawn_prepare(
     context: &Arc<Context>,
     threads: usize,
-    records: &Receiver<Vec<SourceRecord>>,
+    records: &Receiver<Admitted>,
     out: &Prepared,
 ) -> Result<Vec<std::thread::JoinHandle<()>>, PipelineError> {
     (0..threads)

@@ -20,7 +20,8 @@ pub struct PipelineSettings {
     pub prepare_threads: usize,
     /// Texts whose answers are kept for when they come again; 0 for none.
     pub repeated_texts: usize,
-    /// How long an incomplete write waits for company, counted from the write before; `None` for what the store likes.
+    /// How long an incomplete write waits for company, counted from the write before, at least (see `Pace`); `None`
+    /// for what the store likes.
     pub write_linger_ms: Option<u64>,
     /// How long a shutdown waits for what is in flight.
     pub drain_ms: u64,

@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::dead_letters::{Refusal, refuse};
 use super::ledger::Ticket;
 use super::pace::Pace;
 use super::{Context, PipelineError};
+use crate::document::{DocumentId, Version};
 use crate::source::SourceRecord;
+use crate::store::point::{Provenance, TaggedDocument, build_point};
 use crate::store::{PointWrite, StoreError};
 use crate::telemetry::{Outcome, Stage};
 
@@ -39,12 +42,45 @@ const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// be about the collection and not about the records.
 const MOST_REFUSALS_IN_A_ROW: usize = 100;
 
-/// A write and the record it came from, which is kept for the dead-letter topic until then.
+/// What is to be written and the record it came from, which is kept for the dead-letter topic until then.
 #[derive(Debug)]
 pub(super) struct Write {
     pub(super) ticket: Ticket,
     pub(super) record: SourceRecord,
-    pub(super) point: PointWrite,
+    pub(super) content: Content,
+}
+
+/// What a write puts into the store. The point is made anew for each try: the store takes it for good, and to
+/// make it costs no more than to copy it.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A document and what the model said of it, at that time.
+    Tagged(TaggedDocument, Timestamp),
+    /// The marker of a deleted one.
+    Tombstone {
+        id: DocumentId,
+        version: Version,
+        deleted_at: Timestamp,
+    },
+}
+
+impl Content {
+    fn point(&self, provenance: &Provenance) -> PointWrite {
+        match self {
+            Self::Tagged(tagged, tagged_at) => {
+                PointWrite::Upsert(build_point(tagged, provenance, *tagged_at))
+            }
+            Self::Tombstone {
+                id,
+                version,
+                deleted_at,
+            } => PointWrite::Tombstone {
+                id: id.clone(),
+                version: version.clone(),
+                deleted_at: *deleted_at,
+            },
+        }
+    }
 }
 
 /// How writes are grouped.
@@ -54,7 +90,7 @@ pub(super) struct WriterSettings {
     pub(super) batch_points: usize,
     /// Requests in flight at most.
     pub(super) concurrency: usize,
-    /// How long an incomplete batch waits for company, counted from the last request.
+    /// How long an incomplete batch waits for company, counted from the last request; see [`Pace`].
     pub(super) linger: Duration,
 }
 
@@ -72,7 +108,7 @@ pub(super) async fn run_writer(
     while open || !pending.is_empty() || !in_flight.is_empty() {
         while in_flight.len() < settings.concurrency && !pending.is_empty() {
             let is_draining = !open || context.draining.load(Ordering::Acquire) > 0;
-            if !is_draining && !pace.wait(pending.len(), Instant::now()).is_zero() {
+            if !is_draining && !wait(&pace, &pending).is_zero() {
                 break;
             }
             let rest = pending.split_off(pending.len().min(settings.batch_points));
@@ -97,10 +133,18 @@ pub(super) async fn run_writer(
                 }
                 None => open = false,
             },
-            () = tokio::time::sleep(pace.wait(pending.len(), Instant::now()).min(TICK)), if may_linger => {}
+            () = tokio::time::sleep(wait(&pace, &pending).min(TICK)), if may_linger => {}
         }
     }
     Ok(())
+}
+
+/// How long what is pending has to wait; without any there is nothing to wait for.
+fn wait(pace: &Pace, pending: &[Write]) -> Duration {
+    let now = Instant::now();
+    let first = pending.first();
+    let admitted = first.map_or(now, |write| write.ticket.admitted());
+    pace.wait(pending.len(), admitted, now)
 }
 
 /// Writes a batch until it is durable, however long that takes, and acknowledges it.
@@ -151,7 +195,7 @@ async fn isolate(
 fn acknowledge(context: &Context, batch: &[Write]) {
     let deleted = batch
         .iter()
-        .filter(|write| matches!(write.point, PointWrite::Tombstone { .. }))
+        .filter(|write| matches!(write.content, Content::Tombstone { .. }))
         .count();
     context.counters.written.add(batch.len() - deleted);
     context.counters.deleted.add(deleted);
@@ -173,7 +217,10 @@ async fn write_until_decided(
     let started = Instant::now();
     let mut logged: Option<Instant> = None;
     loop {
-        let points = batch.iter().map(|write| write.point.clone()).collect();
+        let points = batch
+            .iter()
+            .map(|write| write.content.point(&context.provenance))
+            .collect();
         let failure = match context.store.write(points).await {
             Ok(()) => {
                 if logged.is_some() {

@@ -82,48 +82,42 @@ pub struct Provenance {
 }
 
 /// The point of a tagged document; `now` becomes `tagged_at`.
-pub fn build_point(tagged: TaggedDocument, provenance: &Provenance, now: jiff::Timestamp) -> Point {
-    let TaggedDocument {
-        document,
-        version,
-        topic,
-        probability,
-        topics,
-        embedding,
-        truncated,
-    } = tagged;
+pub fn build_point(
+    tagged: &TaggedDocument,
+    provenance: &Provenance,
+    now: jiff::Timestamp,
+) -> Point {
+    let document = &tagged.document;
     let mut payload = Map::new();
     let mut put = |key: &str, value: Value| payload.insert(key.to_owned(), value);
     put(key::ID, document.id.as_str().into());
-    put(key::TOPIC, topic.into());
-    put(key::PROBABILITY, short(probability));
-    let topics: Vec<Value> = topics
-        .into_iter()
-        .map(|(label, probability)| json!({"label": label, "probability": short(probability)}))
+    put(key::TOPIC, tagged.topic.as_str().into());
+    put(key::PROBABILITY, short(tagged.probability));
+    let topics: Vec<Value> = tagged
+        .topics
+        .iter()
+        .map(|(label, probability)| json!({"label": label, "probability": short(*probability)}))
         .collect();
     put(key::TOPICS, topics.into());
-    put(key::TITLE, document.title.into());
+    put(key::TITLE, document.title.as_str().into());
     if provenance.keep_text {
-        put(key::TEXT, document.text.into());
+        put(key::TEXT, document.text.as_str().into());
     }
-    if let Some(source) = document.source {
-        put(key::SOURCE, source.into());
+    if let Some(source) = &document.source {
+        put(key::SOURCE, source.as_str().into());
     }
     if let Some(published_at) = document.published_at {
         put(key::PUBLISHED_AT, published_at.to_string().into());
     }
-    if let Some(language) = document.language {
-        put(key::LANGUAGE, language.into());
+    if let Some(language) = &document.language {
+        put(key::LANGUAGE, language.as_str().into());
     }
-    put(
-        key::ATTRIBUTES,
-        document
-            .attributes
-            .into_iter()
-            .collect::<Map<_, _>>()
-            .into(),
-    );
-    put(key::TRUNCATED, truncated.into());
+    let attributes = document.attributes.iter();
+    let attributes: Map<_, _> = attributes
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    put(key::ATTRIBUTES, attributes.into());
+    put(key::TRUNCATED, tagged.truncated.into());
     put(
         key::EMBEDDING_FINGERPRINT,
         provenance.embedding_fingerprint.as_str().into(),
@@ -134,9 +128,9 @@ pub fn build_point(tagged: TaggedDocument, provenance: &Provenance, now: jiff::T
     );
     put(key::TAGGED_AT, now.to_string().into());
     Point {
-        id: document.id,
-        version,
-        vector: embedding,
+        id: document.id.clone(),
+        version: tagged.version.clone(),
+        vector: tagged.embedding.clone(),
         payload,
     }
 }
@@ -241,7 +235,7 @@ mod tests {
     #[test]
     fn a_point_holds_the_keys_of_the_design() {
         let now = "2024-02-05T09:00:01Z".parse().unwrap();
-        let write = PointWrite::Upsert(build_point(tagged(), &provenance(false), now));
+        let write = PointWrite::Upsert(build_point(&tagged(), &provenance(false), now));
         let expected = json!({
             "id": "n-1", "version": 1_700_000_000_000_i64, "topic": "财经", "probability": 0.9,
             "topics": [{"label": "财经", "probability": 0.9}, {"label": "股票", "probability": 0.05}],
@@ -259,9 +253,9 @@ mod tests {
     #[test]
     fn the_text_is_kept_only_if_asked_for() {
         let now = jiff::Timestamp::UNIX_EPOCH;
-        let kept = build_point(tagged(), &provenance(true), now);
+        let kept = build_point(&tagged(), &provenance(true), now);
         assert_eq!(kept.payload.get(key::TEXT), Some(&json!("正文")));
-        let dropped = build_point(tagged(), &provenance(false), now);
+        let dropped = build_point(&tagged(), &provenance(false), now);
         assert_eq!(dropped.payload.get(key::TEXT), None);
     }
 

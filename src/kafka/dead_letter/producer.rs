@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
 use rdkafka::util::Timeout;
 
 use super::letter::{Envelope, Form, pack};
@@ -39,7 +39,8 @@ type Client = FutureProducer<Reporting>;
 
 /// Sends letters to `kafka.dead_letter_topic`.
 pub struct DeadLetterProducer {
-    client: Mutex<Client>,
+    /// Made for the first letter: a client keeps connections and threads awake, and most workers never refuse a record.
+    client: Mutex<Option<Client>>,
     config: ClientConfig,
     topic: String,
     connector: String,
@@ -80,8 +81,12 @@ impl DeadLetterProducer {
         config.set("acks", "all");
         // Zero: until it arrives.
         config.set("message.timeout.ms", "0");
+        // What is wrong with the properties is said at start, not when the first letter waits.
+        config
+            .create::<BaseProducer>()
+            .map_err(|error| refused(&error))?;
         Ok(Self {
-            client: Mutex::new(connect(&config)?),
+            client: Mutex::new(None),
             config,
             topic: kafka.dead_letter_topic.clone(),
             connector: settings.connector_name.clone(),
@@ -148,13 +153,21 @@ impl DeadLetterProducer {
             }
             _ => client_headers(&envelope.headers),
         };
-        let client = self.client.lock().clone();
+        let client = self.client().map_err(|error| Next::Never(error.0))?;
         // Room in the client's own queue is waited for as long as it takes: letters hold their
         // records' place in the pipeline's budget, so few can wait.
         match client.send(record, Timeout::Never).await {
             Ok(_) => Ok(()),
             Err((error, _)) => Err(self.judge(&client, &error)),
         }
+    }
+
+    fn client(&self) -> Result<Client, DeadLetterError> {
+        let mut client = self.client.lock();
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        Ok(client.insert(connect(&self.config)?).clone())
     }
 
     fn judge(&self, client: &Client, error: &KafkaError) -> Next {
@@ -182,13 +195,11 @@ impl DeadLetterProducer {
     }
 
     fn renew(&self, failed: &Client, error: &KafkaError) -> Next {
+        // The next attempt makes a new one, unless another letter's attempt has done so by now.
         let mut current = self.client.lock();
-        let same = failed.client().native_ptr() == current.client().native_ptr();
-        if same {
-            match connect(&self.config) {
-                Ok(client) => *current = client,
-                Err(error) => return Next::Never(error.to_string()),
-            }
+        let native = failed.client().native_ptr();
+        if matches!(&*current, Some(client) if client.client().native_ptr() == native) {
+            *current = None;
         }
         Next::Again(format!("the producer was renewed: {error}"))
     }
@@ -235,8 +246,10 @@ impl DeadLetterSink for DeadLetterProducer {
 fn connect(config: &ClientConfig) -> Result<Client, DeadLetterError> {
     config
         .create_with_context(Reporting::default())
-        .map_err(|error| {
-            let error = client::source_error("the dead-letter producer cannot be set up", &error);
-            DeadLetterError(error.to_string())
-        })
+        .map_err(|error| refused(&error))
+}
+
+fn refused(error: &KafkaError) -> DeadLetterError {
+    let error = client::source_error("the dead-letter producer cannot be set up", error);
+    DeadLetterError(error.to_string())
 }
