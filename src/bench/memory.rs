@@ -45,14 +45,13 @@ pub async fn measure_memory(
     documents: usize,
 ) -> Result<MemoryReport, BenchError> {
     let mut bench = Bench::new(settings, options)?;
-    let topic = bench.new_topic();
-    let mut fill = bench.fill_of(&topic, Mix::Mixed, documents, None);
+    let mut fill = bench.fill_of(Mix::Mixed, documents, None);
     fill.partitions = PARTITIONS;
     bench.broker.fill(&fill)?;
     let started = Instant::now();
     let mut looks = Vec::new();
     let mut tick = tokio::time::interval(LOOK_EVERY);
-    let run = bench.run_into(&topic, documents, Target::Counting);
+    let run = bench.run_into(&fill, Target::Counting);
     tokio::pin!(run);
     loop {
         tokio::select! {

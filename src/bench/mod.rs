@@ -183,15 +183,11 @@ impl<'a> Bench<'a> {
             .map_err(BenchError::setup)
     }
 
-    /// A name that no topic has yet.
-    fn new_topic(&mut self) -> String {
+    /// Of a topic that is not there yet.
+    fn fill_of(&mut self, mix: Mix, documents: usize, per_second: Option<f64>) -> Fill {
         self.topics += 1;
-        format!("bench-{}", self.topics)
-    }
-
-    fn fill_of(&self, topic: &str, mix: Mix, documents: usize, per_second: Option<f64>) -> Fill {
         Fill {
-            topic: topic.to_owned(),
+            topic: format!("bench-{}", self.topics),
             partitions: PARTITIONS,
             mix: mix.name().to_owned(),
             documents,
@@ -211,12 +207,11 @@ impl<'a> Bench<'a> {
         let guess = self.guess(&tagger, &sample)?;
         let wanted = guess * self.options.run_time.as_secs_f64();
         let documents = (wanted as usize).clamp(MIN_DOCUMENTS, MAX_DOCUMENTS);
-        let topic = self.new_topic();
-        let fill = self.fill_of(&topic, mix, documents, None);
+        let fill = self.fill_of(mix, documents, None);
         self.broker.fill(&fill)?;
         self.models.iter().for_each(Lent::start_recording);
         probe::reset_peak_memory();
-        let first = self.run(&topic, documents).await?;
+        let first = self.run(&fill).await?;
         let peak_rss_mib = probe::peak_memory_mib();
         let passes: Vec<PassInput> = self.models.iter().flat_map(Lent::stop_recording).collect();
         // A text may take several passes: what counts is how many texts went through.
@@ -229,12 +224,7 @@ impl<'a> Bench<'a> {
         for round in 1..=self.options.rounds {
             say(&format!("{name}: round {round} of {}", self.options.rounds));
             let begin = probe::processor_seconds();
-            let pipeline = self
-                .run(&topic, documents)
-                .await?
-                .notes
-                .progress
-                .per_second();
+            let pipeline = self.run(&fill).await?.notes.progress.per_second();
             let between = probe::processor_seconds();
             self.models.iter().for_each(|model| {
                 model.take_busy();
@@ -286,29 +276,23 @@ impl<'a> Bench<'a> {
         Ok(encoded.len() as f64 / started.elapsed().as_secs_f64())
     }
 
-    async fn run(&self, topic: &str, documents: usize) -> Result<Seen, BenchError> {
+    async fn run(&self, fill: &Fill) -> Result<Seen, BenchError> {
         let target = if self.options.configured_store {
             Target::Configured
         } else {
             Target::Embedded
         };
-        self.run_into(topic, documents, target).await
+        self.run_into(fill, target).await
     }
 
-    async fn run_into(
-        &self,
-        topic: &str,
-        documents: usize,
-        target: Target,
-    ) -> Result<Seen, BenchError> {
+    async fn run_into(&self, fill: &Fill, target: Target) -> Result<Seen, BenchError> {
         run::pipeline(Plan {
             settings: self.settings,
             bundle: &self.bundle,
             tagger: self.tagger()?,
             models: run::lend(&self.models),
             brokers: self.broker.bootstrap_servers(),
-            topic,
-            documents,
+            fill,
             target,
         })
         .await
@@ -318,10 +302,9 @@ impl<'a> Bench<'a> {
     async fn latencies(&mut self, mix: Mix, per_second: f64) -> Result<Vec<f64>, BenchError> {
         let wanted = per_second * self.options.run_time.as_secs_f64();
         let documents = (wanted as usize).clamp(MIN_DOCUMENTS / 4, MAX_DOCUMENTS);
-        let topic = self.new_topic();
-        let fill = self.fill_of(&topic, mix, documents, Some(per_second));
+        let fill = self.fill_of(mix, documents, Some(per_second));
         self.broker.begin_fill(&fill)?;
-        let seen = self.run(&topic, documents).await?;
+        let seen = self.run(&fill).await?;
         self.broker.finish_fill()?;
         // The first ones waited for the worker to join its group.
         let warm_up = documents / 2;
@@ -329,8 +312,7 @@ impl<'a> Bench<'a> {
     }
 
     async fn without_model(&mut self) -> Result<f64, BenchError> {
-        let topic = self.new_topic();
-        let fill = self.fill_of(&topic, Mix::Titles, WITHOUT_MODEL_DOCUMENTS, None);
+        let fill = self.fill_of(Mix::Titles, WITHOUT_MODEL_DOCUMENTS, None);
         self.broker.fill(&fill)?;
         let hidden_size = self.bundle.manifest().hidden_size;
         let mut rates = Vec::new();
@@ -342,8 +324,7 @@ impl<'a> Bench<'a> {
                 tagger: self.tagger()?,
                 models: vec![model],
                 brokers: self.broker.bootstrap_servers(),
-                topic: &topic,
-                documents: WITHOUT_MODEL_DOCUMENTS,
+                fill: &fill,
                 target: Target::Counting,
             })
             .await?;

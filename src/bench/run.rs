@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::BenchError;
+use super::broker::Fill;
 use super::lent::Lent;
 use super::probe::{Notes, Probe};
 use crate::assemble::{self, Engine};
@@ -43,8 +44,8 @@ pub(super) struct Plan<'a> {
     pub(super) tagger: Tagger,
     pub(super) models: Vec<Box<dyn Model>>,
     pub(super) brokers: &'a str,
-    pub(super) topic: &'a str,
-    pub(super) documents: usize,
+    /// What the topic was, or is being, filled with.
+    pub(super) fill: &'a Fill,
     pub(super) target: Target,
 }
 
@@ -106,7 +107,7 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
         .map_err(BenchError::setup)?;
     let shutdown = CancellationToken::new();
     let counters = Arc::new(Counters::default());
-    let watch = tokio::spawn(watch(probe.clone(), plan.documents, shutdown.clone()));
+    let watch = tokio::spawn(watch(probe.clone(), plan.fill.documents, shutdown.clone()));
     let outcome = pipeline::run(
         stages,
         assemble::wiring(&settings),
@@ -122,7 +123,7 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
         return Err(BenchError::failed(format!(
             "{} of {} documents were written and {} dead-lettered",
             probe.total(),
-            plan.documents,
+            plan.fill.documents,
             counts.dead_lettered
         )));
     }
@@ -135,11 +136,13 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
 fn settings_of(plan: &Plan<'_>, folder: &Path) -> Settings {
     let mut settings = plan.settings.clone();
     plan.brokers.clone_into(&mut settings.kafka.brokers);
-    plan.topic.clone_into(&mut settings.kafka.topic);
+    plan.fill.topic.clone_into(&mut settings.kafka.topic);
     // Each run reads the topic from its beginning.
     settings.kafka.group_id = format!("bench-{}", uuid::Uuid::new_v4());
-    // The mock broker lets a fetch that finds nothing wait for its whole time, whatever arrives meanwhile.
-    settings.kafka.properties = Properties::from_pairs([("fetch.wait.max.ms", "10")]);
+    if plan.fill.per_second.is_some() {
+        // The mock broker lets a fetch that finds nothing wait for its whole time, whatever arrives meanwhile.
+        settings.kafka.properties = Properties::from_pairs([("fetch.wait.max.ms", "10")]);
+    }
     settings.store.apply_migrations = true;
     if plan.target == Target::Embedded {
         settings.store.kind = StoreKind::Embedded;
