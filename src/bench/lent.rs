@@ -14,7 +14,7 @@ use crate::model::{Model, ModelError, PassInput, PassOutput};
 pub(super) struct Lent {
     model: Arc<Mutex<Box<dyn Model>>>,
     busy_nanoseconds: Arc<AtomicU64>,
-    recorded: Arc<Mutex<Option<Vec<PassInput>>>>,
+    recorded: Arc<Mutex<Option<Vec<(Instant, PassInput)>>>>,
     hidden_size: usize,
 }
 
@@ -38,8 +38,8 @@ impl Lent {
         *self.recorded.lock() = Some(Vec::new());
     }
 
-    /// The passes since [`Self::start_recording`], which are no longer kept.
-    pub(super) fn stop_recording(&self) -> Vec<PassInput> {
+    /// The passes since [`Self::start_recording`] with the time each began at; they are no longer kept.
+    pub(super) fn stop_recording(&self) -> Vec<(Instant, PassInput)> {
         self.recorded.lock().take().unwrap_or_default()
     }
 }
@@ -51,7 +51,7 @@ impl Model for Lent {
 
     fn run(&mut self, input: &PassInput) -> Result<PassOutput, ModelError> {
         if let Some(recorded) = self.recorded.lock().as_mut() {
-            recorded.push(input.clone());
+            recorded.push((Instant::now(), input.clone()));
         }
         let mut model = self.model.lock();
         let started = Instant::now();

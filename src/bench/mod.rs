@@ -213,7 +213,10 @@ impl<'a> Bench<'a> {
         probe::reset_peak_memory();
         let first = self.run(&fill).await?;
         let peak_rss_mib = probe::peak_memory_mib();
-        let passes: Vec<PassInput> = self.models.iter().flat_map(Lent::stop_recording).collect();
+        // In the pipeline's order: a rate leaves out both ends, which have to be the same ones.
+        let mut passes: Vec<_> = self.models.iter().flat_map(Lent::stop_recording).collect();
+        passes.sort_by_key(|(began, _)| *began);
+        let passes: Vec<PassInput> = passes.into_iter().map(|(_, pass)| pass).collect();
         // A text may take several passes: what counts is how many texts went through.
         let passes_per_document =
             passes.iter().map(|pass| pass.batch).sum::<usize>() as f64 / documents as f64;

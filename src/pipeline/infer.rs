@@ -216,7 +216,7 @@ pub(super) fn to_write(ready: Ready, tagging: Tagging, now: jiff::Timestamp) -> 
     Write {
         ticket: ready.ticket,
         record: ready.record,
-        content: Content::Tagged(tagged, now),
+        content: Content::Tagged(Box::new(tagged), now),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) struct Write {
 #[derive(Debug)]
 pub(super) enum Content {
     /// A document and what the model said of it, at that time.
-    Tagged(TaggedDocument, Timestamp),
+    Tagged(Box<TaggedDocument>, Timestamp),
     /// The marker of a deleted one.
     Tombstone {
         id: DocumentId,
