@@ -9,12 +9,15 @@ use parking_lot::Mutex;
 
 use crate::model::{Model, ModelError, PassInput, PassOutput};
 
+/// Passes and when each began.
+pub(super) type Passes = Vec<(Instant, PassInput)>;
+
 /// A model that outlives the pipeline it is lent to.
 #[derive(Clone)]
 pub(super) struct Lent {
     model: Arc<Mutex<Box<dyn Model>>>,
     busy_nanoseconds: Arc<AtomicU64>,
-    recorded: Arc<Mutex<Option<Vec<(Instant, PassInput)>>>>,
+    recorded: Arc<Mutex<Option<Passes>>>,
     hidden_size: usize,
 }
 
@@ -38,8 +41,8 @@ impl Lent {
         *self.recorded.lock() = Some(Vec::new());
     }
 
-    /// The passes since [`Self::start_recording`] with the time each began at; they are no longer kept.
-    pub(super) fn stop_recording(&self) -> Vec<(Instant, PassInput)> {
+    /// The passes since [`Self::start_recording`], which are no longer kept.
+    pub(super) fn stop_recording(&self) -> Passes {
         self.recorded.lock().take().unwrap_or_default()
     }
 }
