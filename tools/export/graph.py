@@ -16,10 +16,12 @@ import onnx
 import torch
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import nn
 
 CONTRACT = "tcbert-graph/1"
 OPSET = 17
+MICROSOFT = "com.microsoft"
 INPUTS = {
     "input_ids": {0: "batch", 1: "tokens"},
     "attention_mask": {0: "batch", 1: "tokens"},
@@ -74,18 +76,36 @@ def trace(model, path: Path) -> None:
         )  # fmt: skip
 
 
-def fuse(path: Path, config, for_gpu: bool = False):
+def fuse(path: Path, config):
     """ONNX Runtime's transformers optimizer over a traced graph; returns its OnnxModel."""
     options = FusionOptions("bert")
     options.attention_mask_format = AttentionMaskFormat.AttentionMask
     logging.disable(logging.WARNING)  # the optimizer tells of patterns that it tried and did not find
     try:
-        return optimizer.optimize_model(
+        fused = optimizer.optimize_model(
             str(path), model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size,
-            optimization_options=options, opt_level=0, use_gpu=for_gpu, only_onnxruntime=False,
+            optimization_options=options, opt_level=0, only_onnxruntime=False,
         )  # fmt: skip
     finally:
         logging.disable(logging.NOTSET)
+    words_first(fused.model)
+    if all(entry.domain != MICROSOFT for entry in fused.model.opset_import):
+        fused.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))  # ONNX Runtime does without, the standard does not
+    return fused
+
+
+def words_first(model: onnx.ModelProto) -> None:
+    """Puts the words before the token types in the fused embedding, which the optimizer may have matched the other way round."""
+    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    for node in model.graph.node:
+        if node.op_type == "EmbedLayerNormalization" and casts.get(node.input[1], node.input[1]) == "input_ids":
+            types, ids, type_table, positions, word_table = node.input[:5]
+            node.input[:5] = [ids, types, word_table, positions, type_table]
+
+
+def unfused(path: Path) -> OnnxModel:
+    """A traced graph as it is, as an OnnxModel."""
+    return OnnxModel(onnx.load(str(path)))
 
 
 def operators(model: onnx.ModelProto) -> dict:
