@@ -79,7 +79,7 @@ finetune: .venv-torch/.ready ## fine-tune a checkpoint and export it: ARGS='--ch
 
 # `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one,
 # `--peer-precision` for one more where it differs.
-BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32) $(if $(findstring --precision fp32,$(ARGS)),$(findstring int8,$(ARGS)),int8)
+BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32) $(or $(findstring fp16,$(ARGS)),$(if $(findstring --precision fp32,$(ARGS)),$(findstring int8,$(ARGS)),int8))
 BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),$(BENCH_PRECISION:%=models/bench-$(shape)-%/bundle.toml)))
 
 .PHONY: bench
@@ -98,13 +98,20 @@ bench-peer: build .venv-peer/.ready $$(BENCH_BUNDLE) ## the same work by a worke
 bench-precision: .venv-peer/.ready $(foreach precision,fp32 int8,models/bench-$(or $(findstring 110m,$(ARGS)),330m)-$(precision)/bundle.toml) ## int8 against fp32 of the 330M (ARGS='--shape 110m'), in turn
 	.venv-peer/bin/python benches/precision.py $(ARGS)
 
-models/bench-%/bundle.toml: benches/shape.py tools/export/quantize.py tools/export/precision.py | .venv-peer/.ready
+models/bench-%/bundle.toml: benches/shape.py tools/export/quantize.py tools/export/gpu.py tools/export/precision.py | .venv-peer/.ready
 	.venv-peer/bin/python benches/shape.py --shape $(word 1,$(subst -, ,$*)) --precision $(word 2,$(subst -, ,$*)) --out $(@D) >&2
 
+# A user's own: make gpu-check BUNDLES='models/NAME models/OTHER'.
+BUNDLES ?= models/gpu-compact models/bench-330m-fp16
 .PHONY: gpu-check
-gpu-check: build ## the bundled model on an NVIDIA GPU: same answers as the processor, rates, memory
+gpu-check: ## fp16 bundles on an NVIDIA GPU: same answers as the processor, rates, memory
+	$(PYTHON) tools/gpu_check.py
+	$(MAKE) build $(addsuffix /bundle.toml,$(BUNDLES))
 	$(MAKE) setup RUNTIME=gpu
-	$(PYTHON) tools/gpu_check.py $(ARGS)
+	$(PYTHON) tools/gpu_check.py $(addprefix --bundle ,$(BUNDLES)) $(ARGS)
+
+models/gpu-compact/bundle.toml: | .venv-torch/.ready
+	$(MAKE) model CHECKPOINT=models/compact PRECISION=fp16 NAME=gpu-compact ARGS= >&2
 
 # A virtual environment is ready when its marker is newer than what it was made from.
 .venv-%/.ready: tools/requirements-%.txt

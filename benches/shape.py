@@ -2,7 +2,7 @@
 
     python benches/shape.py --shape 330m --precision int8 --out models/bench-330m-int8
 
-Owns the sizes and the fused graph of BERT in the contract tcbert-graph/1. Needs onnx and numpy, no PyTorch.
+Owns the sizes and the fused graph of BERT in the contract tcbert-graph/1. Needs onnx, ONNX Runtime and numpy, no PyTorch.
 """
 
 import argparse
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-# The int8 and the files that `make model` writes are what has to be measured.
-from tools.export.precision import save  # noqa: E402
-from tools.export.quantize import rewrite  # noqa: E402
+# The precisions and the files that `make model` writes are what has to be measured.
+from tools.export.precision import write  # noqa: E402
 
 # layers, hidden size, attention heads; the feed-forward part is four times as wide.
 SHAPES = {"compact": (4, 256, 4), "110m": (12, 768, 12), "330m": (24, 1024, 16)}
@@ -135,20 +135,13 @@ def build(shape, seed):
     return helper.make_model(proto, opset_imports=opsets, ir_version=8)
 
 
-def write_graph(shape, precision, seed, target):
-    model = build(shape, seed)
-    if precision == "int8":
-        rewrite(model)
-    save(model, target, external=shape != "compact")
-
-
 def manifest(shape, precision, folder):
     lines = [
         'contract = "tcbert-graph/1"', f'name = "bench-{shape}-{precision}"', 'architecture = "BertForMaskedLM"',
         'source = "random weights, benches/shape.py"', 'revision = "1"', 'license = "Apache-2.0"',
         f"hidden_size = {SHAPES[shape][1]}", f"max_tokens = {MAX_TOKENS}", f"vocabulary_size = {VOCABULARY}", f'precision = "{precision}"',
     ]  # fmt: skip
-    for path in sorted(folder.glob("model.onnx*")) + [folder / "tokenizer.json"]:
+    for path in sorted(folder.glob("model.*")) + [folder / "tokenizer.json"]:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         lines += ["", f'[files."{path.name}"]', f'sha256 = "{digest}"', f"bytes = {path.stat().st_size}"]
@@ -158,14 +151,16 @@ def manifest(shape, precision, folder):
 def main():
     parser = argparse.ArgumentParser(description="write a bundle of random weights for measuring")
     parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="int8")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="int8")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     folder = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("model.*"):
+        stale.unlink()
     shutil.copyfile(COMPACT / "tokenizer.json", folder / "tokenizer.json")
-    write_graph(arguments.shape, arguments.precision, arguments.seed, folder / "model.onnx")
+    write(OnnxModel(build(arguments.shape, arguments.seed)), arguments.precision, folder / "model.onnx")
     # The manifest last: a folder without one is not taken for a bundle.
     (folder / "bundle.toml").write_text(manifest(arguments.shape, arguments.precision, folder))
     print(folder, file=sys.stderr)

@@ -5,7 +5,7 @@ Owns: which wheel fits this machine, the check of its hash (pip's --require-hash
 Knows nothing of models. Needs Python 3.7 or newer with pip, nothing else; where pip downloads from is pip's own configuration.
 
     python3 tools/fetch_onnxruntime.py                 the CPU library
-    python3 tools/fetch_onnxruntime.py --variant gpu   with the CUDA and TensorRT providers (about 250 MB to download)
+    python3 tools/fetch_onnxruntime.py --variant gpu   with the CUDA and TensorRT providers and NVIDIA's libraries (about 730 MB to download)
 """
 
 import argparse
@@ -22,8 +22,11 @@ import zipfile
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
-# The libraries in the wheel do not depend on Python: naming one ABI lets any Python fetch them, and one hash an architecture is enough.
-WHEEL_PYTHON, WHEEL_ABI, WHEEL_PLATFORM = "3.12", "cp312", "manylinux_2_28_{machine}"
+# The libraries in the wheels do not depend on Python: naming one ABI lets any Python fetch them, and one hash an architecture is enough.
+WHEEL_PYTHON, WHEEL_ABI = "3.12", "cp312"
+WHEEL_PLATFORMS = ("manylinux_2_28_{machine}", "manylinux_2_27_{machine}", "manylinux2014_{machine}")
+# Beginnings of the libraries' names that the worker needs, by the folder of a wheel that they lie in.
+LIBRARIES = {"onnxruntime/capi": ("libonnxruntime",), "nvidia/cu13/lib": ("libcudart", "libcublas", "libcurand")}
 MACHINES = {"cpu": ("x86_64", "aarch64"), "gpu": ("x86_64",)}
 NOTICES = ("LICENSE", "ThirdPartyNotices.txt")
 STAMP = "fetched.json"
@@ -59,7 +62,11 @@ def fetch(variant, target):
         scratch = Path(scratch)
         fresh = scratch / "fresh"
         fresh.mkdir()
-        libraries = unpack(download(requirements, machine, scratch), fresh)
+        libraries = {}
+        for wheel in download(requirements, machine, scratch):
+            libraries.update(unpack(wheel, fresh))
+        if not any(name.startswith("libonnxruntime.so") for name in libraries):
+            raise Refusal("what {} pins holds no libonnxruntime.so".format(requirements.name))
         (fresh / STAMP).write_text(json.dumps(dict(wanted, libraries=libraries), indent=1) + "\n")
         replace(fresh, target, scratch / "old")
     return "onnxruntime ({}) fetched into {}".format(variant, target)
@@ -92,22 +99,24 @@ def is_present(target, wanted):
 
 
 def download(requirements, machine, scratch):
-    """Downloads the wheel with pip, which refuses one whose hash is not listed; returns its path."""
+    """Downloads the wheels with pip, which refuses one whose hash is not listed; returns their paths."""
     wheels = scratch / "wheels"
     command = pip(scratch) + ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", WHEEL_PYTHON, "--abi", WHEEL_ABI]
-    command += ["--platform", WHEEL_PLATFORM.format(machine=machine), "--dest", str(wheels), "--requirement", str(requirements)]
+    for platform_tag in WHEEL_PLATFORMS:
+        command += ["--platform", platform_tag.format(machine=machine)]
+    command += ["--dest", str(wheels), "--requirement", str(requirements)]
     if sys.stderr.isatty():
         command.remove("--quiet")  # pip's own progress bar
     done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, universal_newlines=True)
     found = sorted(wheels.glob("*.whl")) if done.returncode == 0 else []
-    if len(found) != 1:
+    if not found:
         raise Refusal(
             "pip could not download what {} pins; check the network and pip's configuration, then try again. pip said:\n{}".format(
                 requirements.name, done.stderr.strip() or "(nothing)"
             )
         )
-    return found[0]
+    return found
 
 
 def pip(scratch):
@@ -125,21 +134,30 @@ def runs(command):
 
 
 def unpack(wheel, folder):
-    """Writes the wheel's shared libraries and notices into `folder`; returns {file name: bytes}."""
+    """Writes the wheel's shared libraries and notices into `folder`; returns {file name: bytes} of the libraries."""
     libraries = {}
     with zipfile.ZipFile(str(wheel)) as archive:
         for entry in archive.namelist():
-            name = entry.rsplit("/", 1)[-1]
-            is_library = entry.startswith("onnxruntime/capi/libonnxruntime") and ".so" in name
-            if not is_library and entry not in tuple("onnxruntime/" + notice for notice in NOTICES):
+            name = kept_as(entry)
+            if name is None:
                 continue
             with archive.open(entry) as source, open(str(folder / name), "wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-            if is_library:
+            if ".so" in name:
                 libraries[name] = (folder / name).stat().st_size
-    if not any(name.startswith("libonnxruntime.so") for name in libraries):
-        raise Refusal("{} holds no libonnxruntime.so".format(wheel.name))
     return libraries
+
+
+def kept_as(entry):
+    """The name of the file that an entry of a wheel becomes; None for what the worker does not need."""
+    folder, _, name = entry.rpartition("/")
+    if ".so" in name and name.startswith(LIBRARIES.get(folder, ())):
+        return name
+    if folder == "onnxruntime" and name in NOTICES:
+        return name
+    if folder.endswith(".dist-info/licenses"):
+        return "{}.{}".format(folder.partition(".dist-info")[0], name)
+    return None
 
 
 def replace(fresh, target, aside):

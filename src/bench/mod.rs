@@ -27,6 +27,7 @@ pub use broker::{SERVE_ARGUMENT, serve as serve_broker};
 pub use corpus::Mix;
 pub use memory::{MemoryReport, measure_memory};
 pub use report::{MixReport, Report, picture};
+pub use run::Target;
 
 use crate::model::{Bundle, Model, OnnxModel, PassInput};
 use crate::score::{ModelIdentity, Tagger};
@@ -34,13 +35,16 @@ use crate::settings::Settings;
 use crate::tokenize::PromptTokenizer;
 use broker::{BrokerProcess, Fill};
 use lent::{Lent, NoModel};
-use run::{Plan, Seen, Target};
+use run::{Plan, Seen};
 use steady::{median, percentile};
 
 /// Partitions of each topic: the mock broker drops what exceeds 5 MB of one.
 const PARTITIONS: i32 = 24;
 /// Documents over which a first rate is guessed.
 const GUESS_DOCUMENTS: usize = 200;
+/// What they must take to be trusted, and by what their number grows where they take less.
+const GUESS_TIME: Duration = Duration::from_secs(2);
+const GUESS_GROWTH: usize = 5;
 /// Documents of a run, whatever its rate.
 const MIN_DOCUMENTS: usize = 320;
 const MAX_DOCUMENTS: usize = 100_000;
@@ -62,8 +66,8 @@ pub struct BenchOptions {
     pub rounds: usize,
     /// Rough length of one run.
     pub run_time: Duration,
-    /// Whether points go into the store that the settings name instead of an embedded one.
-    pub configured_store: bool,
+    /// Where the points go.
+    pub target: Target,
     /// Seed of the documents.
     pub seed: u64,
 }
@@ -262,30 +266,36 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// A first guess of documents a second, from a few batches of the runtime alone.
+    /// A first guess of documents a second, from a few batches of the runtime alone; from more of them where
+    /// those are too fast to tell, as on a GPU, whose first passes prepare what all later ones use.
     fn guess(&self, tagger: &Tagger, sample: &[corpus::BenchDocument]) -> Result<f64, BenchError> {
-        let mut encoded: Vec<_> = sample
-            .iter()
-            .take(GUESS_DOCUMENTS)
-            .map(|document| tagger.encode(&format!("{}{}", document.title, document.text)))
-            .collect();
-        encoded.sort_by_key(|text| text.ids.len());
-        let passes: Vec<PassInput> = encoded
-            .chunks(8)
-            .flat_map(|chunk| tagger.inputs(&chunk.iter().collect::<Vec<_>>()))
-            .collect();
-        let started = Instant::now();
-        ceiling::run(&self.models, &passes)?;
-        Ok(encoded.len() as f64 / started.elapsed().as_secs_f64())
+        let batch = &self.settings.batch;
+        let mut documents = GUESS_DOCUMENTS;
+        loop {
+            let few = &sample[..documents.min(sample.len())];
+            let mut encoded: Vec<_> = few
+                .iter()
+                .map(|document| tagger.encode(&format!("{}{}", document.title, document.text)))
+                .collect();
+            encoded.sort_by_key(|text| text.ids.len());
+            let longest = encoded.last().map_or(1, |text| tagger.row_tokens(text));
+            let rows = (batch.token_budget / longest).clamp(1, batch.max_rows);
+            let passes: Vec<PassInput> = encoded
+                .chunks(rows)
+                .flat_map(|chunk| tagger.inputs(&chunk.iter().collect::<Vec<_>>()))
+                .collect();
+            let started = Instant::now();
+            let progress = ceiling::run(&self.models, &passes)?;
+            if started.elapsed() >= GUESS_TIME || few.len() == sample.len() {
+                let each = progress.total() as f64 / few.len() as f64;
+                return Ok(progress.per_second() / each);
+            }
+            documents *= GUESS_GROWTH;
+        }
     }
 
     async fn run(&self, fill: &Fill) -> Result<Seen, BenchError> {
-        let target = if self.options.configured_store {
-            Target::Configured
-        } else {
-            Target::Embedded
-        };
-        self.run_into(fill, target).await
+        self.run_into(fill, self.options.target).await
     }
 
     async fn run_into(&self, fill: &Fill, target: Target) -> Result<Seen, BenchError> {

@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// Where a run's points go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Target {
+pub enum Target {
     /// Counted and dropped.
     Counting,
     /// The embedded store in a folder of its own.

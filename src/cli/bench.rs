@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::failure::Failure;
 use super::output;
-use crate::bench::{self, BenchOptions, MemoryReport, Mix, Report};
+use crate::bench::{self, BenchOptions, MemoryReport, Mix, Report, Target};
 use crate::model::Precision;
 use crate::settings::Settings;
 
@@ -44,6 +44,9 @@ pub(super) struct Arguments {
     /// Write into the configured store instead of an embedded one.
     #[arg(long)]
     configured_store: bool,
+    /// Count the documents instead of writing them: a GPU is faster than a store on the same machine.
+    #[arg(long, conflicts_with = "configured_store")]
+    no_store: bool,
     /// Seed of the documents.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -70,6 +73,8 @@ enum Shape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Fp32,
+    /// For GPUs.
+    Fp16,
     Int8,
 }
 
@@ -99,7 +104,11 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         },
         rounds: usize::try_from(arguments.rounds).unwrap_or(1),
         run_time: Duration::from_secs(arguments.run_seconds),
-        configured_store: arguments.configured_store,
+        target: match (arguments.configured_store, arguments.no_store) {
+            (true, _) => Target::Configured,
+            (_, true) => Target::Counting,
+            _ => Target::Embedded,
+        },
         seed: arguments.seed,
     };
     let spinner = output::spinner("measuring");
@@ -137,6 +146,7 @@ fn random_bundle(arguments: &Arguments) -> Result<Option<String>, Failure> {
     };
     let precision = match arguments.precision {
         Format::Fp32 => Precision::Fp32,
+        Format::Fp16 => Precision::Fp16,
         Format::Int8 => Precision::Int8,
     };
     let folder = format!("models/bench-{shape}-{}", precision.as_str());

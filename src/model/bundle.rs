@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::device::Device;
 use super::verification::Verification;
 use crate::digest;
 
@@ -15,6 +16,8 @@ use crate::digest;
 pub(crate) const CONTRACT: &str = "tcbert-graph/1";
 const MANIFEST_FILE: &str = "bundle.toml";
 const GRAPH_FILE: &str = "model.onnx";
+/// The same network without padding, which CUDA alone can run; optional.
+const PACKED_GRAPH_FILE: &str = "model.packed.onnx";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 /// A manifest is a page of text; anything larger is not one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -74,6 +77,20 @@ pub struct Manifest {
     /// Whether the export was compared with the checkpoint it came from.
     #[serde(default)]
     pub verification: Verification,
+    /// The shapes that TensorRT is to prepare for.
+    pub tensorrt: Option<TensorRtProfile>,
+}
+
+/// Shapes of the graph's inputs, each as `input:rows x columns` (without spaces) and separated by commas, in the
+/// notation of ONNX Runtime's TensorRT provider.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct TensorRtProfile {
+    /// The smallest.
+    pub smallest: String,
+    /// Those that the engine is tuned for.
+    pub best: String,
+    /// The largest.
+    pub largest: String,
 }
 
 /// Size and hash of one file.
@@ -124,9 +141,15 @@ impl Bundle {
         &self.folder
     }
 
-    /// The graph's file.
-    pub fn graph_path(&self) -> PathBuf {
-        self.folder.join(GRAPH_FILE)
+    /// The file of the graph that is best for a device.
+    pub fn graph_path(&self, device: Device) -> PathBuf {
+        let packed = matches!(device, Device::Cuda(_))
+            && self.manifest.files.contains_key(PACKED_GRAPH_FILE);
+        self.folder.join(if packed {
+            PACKED_GRAPH_FILE
+        } else {
+            GRAPH_FILE
+        })
     }
 
     /// Bytes of the graph with its weights.

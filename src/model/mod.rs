@@ -3,11 +3,12 @@
 //!
 //! `bundle.rs` verifies the folder that a model comes in, `runtime.rs` finds ONNX Runtime,
 //! `verification.rs` holds how its export was checked,
-//! `device.rs` names what a session runs on, `session.rs` runs passes, `settings.rs` holds the
+//! `device.rs` names what a session runs on, `providers.rs` sets that up in ONNX Runtime, `session.rs` runs passes, `settings.rs` holds the
 //! section `model`. Only this folder names `ort`.
 
 mod bundle;
 mod device;
+mod providers;
 mod runtime;
 mod session;
 mod settings;

@@ -12,6 +12,7 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 
 use super::device::Device;
+use super::providers;
 
 /// The variable that names the library where the configuration does not.
 const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -51,6 +52,12 @@ pub(super) fn environment(
             loaded: loaded.path.clone(),
             asked: path,
         });
+    }
+    if let (true, Some(folder)) = (device.is_gpu(), path.parent()) {
+        providers::preload_cuda(folder).map_err(|reason| RuntimeError::Unusable {
+            path: path.clone(),
+            reason,
+        })?;
     }
     let environment = load(&path)?;
     tracing::debug!(library = %path.display(), "onnx runtime loaded");

@@ -4,7 +4,6 @@
 use std::thread;
 
 use ort::environment::Environment;
-use ort::ep;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -12,6 +11,7 @@ use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::bundle::{Bundle, Precision};
 use super::device::{Device, DeviceError};
+use super::providers;
 use super::runtime;
 use super::settings::{Fallback, ModelSettings};
 use super::{Model, ModelError, PassInput, PassOutput};
@@ -94,6 +94,13 @@ impl OnnxModel {
             threads = parallelism.threads,
             "model ready"
         );
+        if device.is_gpu() && bundle.manifest().precision == Precision::Int8 {
+            tracing::warn!(
+                bundle = bundle.manifest().name,
+                "an int8 bundle is for processors, most of it does not run on the GPU; export the checkpoint with \
+                 PRECISION=fp16"
+            );
+        }
         Ok(sessions)
     }
 
@@ -104,7 +111,7 @@ impl OnnxModel {
         device: Device,
         threads: usize,
     ) -> Result<Self, ModelError> {
-        let path = bundle.graph_path();
+        let path = bundle.graph_path(device);
         let failed = |error: ort::Error| match device {
             Device::Cpu => ModelError::Load {
                 path: path.display().to_string(),
@@ -117,8 +124,7 @@ impl OnnxModel {
             }),
         };
         let builder = builder(environment, settings, threads).map_err(failed)?;
-        let half = bundle.manifest().precision == Precision::Fp16;
-        let mut builder = with_device(builder, settings, device, half)?;
+        let mut builder = providers::register(builder, settings, device, bundle)?;
         let session = builder.commit_from_file(&path).map_err(failed)?;
         let hidden_size = bundle.manifest().hidden_size;
         check_contract(session.inputs(), session.outputs(), hidden_size).map_err(|reason| {
@@ -156,56 +162,6 @@ fn builder(
         // Weights do not come out of the arena, which grows by powers of two.
         .with_device_allocated_initializers()?;
     Ok(builder)
-}
-
-fn with_device(
-    builder: SessionBuilder,
-    settings: &ModelSettings,
-    device: Device,
-    half: bool,
-) -> Result<SessionBuilder, DeviceError> {
-    let cpu = ep::CPU::default()
-        .with_arena_allocator(settings.arena)
-        .build();
-    let providers = match device {
-        Device::Cpu => vec![cpu],
-        Device::Cuda(index) => vec![cuda(settings, index).build().error_on_failure(), cpu],
-        Device::TensorRt(index) => vec![
-            tensorrt(settings, index, half).build().error_on_failure(),
-            // What TensorRT cannot do stays on the GPU.
-            cuda(settings, index).build().error_on_failure(),
-            cpu,
-        ],
-    };
-    builder
-        .with_execution_providers(providers)
-        .map_err(|error| DeviceError::Unavailable {
-            device,
-            reason: error.to_string(),
-        })
-}
-
-fn cuda(settings: &ModelSettings, index: u16) -> ep::CUDA {
-    let provider = ep::CUDA::default()
-        .with_device_id(i32::from(index))
-        // Batches differ in shape: memory extended by doubling would never settle.
-        .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested);
-    match settings.gpu_memory_limit_mib {
-        0 => provider,
-        mib => provider.with_memory_limit(mib << 20),
-    }
-}
-
-fn tensorrt(settings: &ModelSettings, index: u16, half: bool) -> ep::TensorRT {
-    let provider = ep::TensorRT::default()
-        .with_device_id(i32::from(index))
-        .with_fp16(half);
-    if settings.tensorrt_cache.is_empty() {
-        return provider;
-    }
-    provider
-        .with_engine_cache(true)
-        .with_engine_cache_path(&settings.tensorrt_cache)
 }
 
 impl Model for OnnxModel {
@@ -423,8 +379,14 @@ mod tests {
 
     #[test]
     fn an_absent_gpu_is_an_error_unless_the_fallback_is_allowed() {
+        // A process holds one library: where the GPU's is fetched too, the tests stay with the other.
+        let cpu = concat!(env!("CARGO_MANIFEST_DIR"), "/.deps/onnxruntime");
         let settings = ModelSettings {
             device: "cuda:0".to_owned(),
+            runtime_library: Some(cpu)
+                .filter(|folder| Path::new(folder).is_dir())
+                .unwrap_or_default()
+                .to_owned(),
             ..settings()
         };
         let bundle = settings.open_bundle().unwrap();

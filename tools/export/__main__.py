@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", required=True, help="a folder with config.json, vocab.txt and weights, or a model's name on the hub")
     parser.add_argument("--name", help="name of the bundle (default: the checkpoint's)")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    parser.add_argument("--for", dest="provider", choices=("cuda", "tensorrt"), default="cuda", help="what runs an fp16 bundle on a GPU")
     parser.add_argument("--out", type=Path, help="folder to write (default: models/NAME)")
     parser.add_argument("--source", help="what bundle.toml says of where the checkpoint came from")
     parser.add_argument("--revision")
@@ -40,7 +41,7 @@ def run(arguments) -> None:
         raise Refusal(f"NAME={name!r} cannot name a folder under models/")
     loaded = checkpoint.load(arguments.checkpoint)
     request = convert.Request(
-        name=name, target=arguments.out or MODELS / name, precision=arguments.precision,
+        name=name, target=arguments.out or MODELS / name, precision=arguments.precision, provider=arguments.provider,
         allow_unverified=os.environ.get("ALLOW_UNVERIFIED") == "1",
         source=arguments.source, revision=arguments.revision, license=arguments.license,
     )  # fmt: skip

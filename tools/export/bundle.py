@@ -14,7 +14,7 @@ from pathlib import Path
 MANIFEST = "bundle.toml"
 
 
-OWN_FILES = {MANIFEST, "model.onnx", "model.onnx.data", "tokenizer.json"}
+OWN_FILES = {MANIFEST, "model.onnx", "model.onnx.data", "model.packed.onnx", "tokenizer.json"}
 
 
 @contextlib.contextmanager
@@ -33,8 +33,8 @@ def staged(target: Path):
         os.rename(fresh, target)
 
 
-def write_manifest(folder: Path, facts: dict, verification: dict) -> None:
-    """Writes bundle.toml over every other file of the folder."""
+def write_manifest(folder: Path, facts: dict, tables: dict) -> None:
+    """Writes bundle.toml over every other file of the folder: `facts`, then the files, then each of `tables` by its name."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST:
@@ -42,7 +42,8 @@ def write_manifest(folder: Path, facts: dict, verification: dict) -> None:
     lines = [f"{key} = {value_text(value)}" for key, value in facts.items()]
     for name, entry in files.items():
         lines += ["", f"[files.{json.dumps(name)}]", *(f"{key} = {value_text(value)}" for key, value in entry.items())]
-    lines += ["", "[verification]", *(f"{key} = {value_text(value)}" for key, value in verification.items())]
+    for name, entries in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {value_text(value)}" for key, value in entries.items())]
     (folder / MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -15,6 +15,9 @@ from .errors import Refusal
 
 log = logging.getLogger("export")
 
+# What an fp16 bundle is made for: ONNX Runtime's own CUDA provider, or TensorRT, which fuses by itself and knows none of its operators.
+PROVIDERS = ("cuda", "tensorrt")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -23,6 +26,7 @@ class Request:
     name: str
     target: Path
     precision: str = "fp32"
+    provider: str = "cuda"
     allow_unverified: bool = False
     source: str | None = None
     revision: str | None = None
@@ -32,20 +36,28 @@ class Request:
 def export(checkpoint: Checkpoint, request: Request) -> verify.Result:
     """Writes the bundle to `request.target`; raises Refusal if it misses its limits and that is not allowed."""
     started = time.monotonic()
+    if request.provider != "cuda" and request.precision != "fp16":
+        raise Refusal(f"--for {request.provider} wants PRECISION=fp16, not {request.precision}")
     report_vocabulary(checkpoint.tokenizer)
     with bundle.staged(request.target) as folder, tempfile.TemporaryDirectory(dir=request.target.parent) as scratch:
         plain = Path(scratch) / "plain.onnx"
         step("trace", f"{checkpoint.architecture}, {parameters(checkpoint) / 1e6:.0f} million parameters")
         graph.trace(checkpoint.model, plain)
-        step("fuse", "ONNX Runtime's transformers optimizer")
-        fused = graph.fuse(plain, checkpoint.model.config)
+        if request.provider == "tensorrt":
+            model = graph.unfused(plain)
+        else:
+            step("fuse", "ONNX Runtime's transformers optimizer")
+            model = graph.fuse(plain, checkpoint.model.config)
         step("precision", request.precision)
         model_file = folder / "model.onnx"
-        precision.write(fused, request.precision, model_file)
+        precision.write(model, request.precision, model_file, request.provider)
         checkpoint.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         result = verify.compare(model_file, checkpoint, request.precision)
         judge(result, request)
-        bundle.write_manifest(folder, facts(checkpoint, request), verification(checkpoint, result))
+        tables = {"verification": verification(checkpoint, result)}
+        if request.precision == "fp16":
+            tables["tensorrt"] = tensorrt_profile(checkpoint.max_tokens)
+        bundle.write_manifest(folder, facts(checkpoint, request), tables)
         size = bundle.bytes_of(folder) / 1e6
     step("done", f"{request.target}, {size:.1f} MB, {time.monotonic() - started:.0f} s")
     return result
@@ -95,6 +107,20 @@ def facts(checkpoint: Checkpoint, request: Request) -> dict:
 def verification(checkpoint: Checkpoint, result: verify.Result) -> dict:
     share = tokenizer.unknown_share(checkpoint.tokenizer, verify.texts())
     return {**result.facts(), "unknown_token_share": round(share, 5)}
+
+
+def tensorrt_profile(max_tokens: int) -> dict:
+    """The shapes that one engine of TensorRT is built for: smallest, best, largest. Beyond them it would build another, for minutes."""
+    rows, masks, labels, middle = (1, 256, 1024), (1, 2, 8), (1, 64, 4096), (1, min(64, max_tokens), max_tokens)
+    profile = {}
+    for index, name in enumerate(("smallest", "best", "largest")):
+        batch, tokens = rows[index], middle[index]
+        shapes = {
+            "input_ids": f"{batch}x{tokens}", "attention_mask": f"{batch}x{tokens}", "mask_positions": f"{batch}x{masks[index]}",
+            "label_token_ids": f"{labels[index]}",
+        }  # fmt: skip
+        profile[name] = ",".join(f"{input_name}:{shape}" for input_name, shape in shapes.items())
+    return profile
 
 
 def parameters(checkpoint: Checkpoint) -> int:

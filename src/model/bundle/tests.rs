@@ -48,7 +48,12 @@ fn a_whole_bundle_opens_and_says_what_it_is() {
     assert_eq!(bundle.doubt(), None);
     assert_eq!(bundle.fingerprint().len(), 64);
     assert_eq!(bundle.graph_bytes(), 14);
-    assert!(bundle.graph_path().is_file());
+    assert!(bundle.graph_path(Device::Cpu).is_file());
+    assert_eq!(
+        bundle.graph_path(Device::Cpu),
+        bundle.graph_path(Device::Cuda(0))
+    );
+    assert_eq!(bundle.manifest().tensorrt, None);
     assert!(bundle.tokenizer_path().is_file());
 }
 
@@ -163,4 +168,41 @@ fn a_bundle_that_missed_its_limits_says_by_how_much() {
         doubt.contains("missed") && doubt.contains("0.91"),
         "{doubt}"
     );
+}
+
+#[test]
+fn only_cuda_takes_the_graph_without_padding() {
+    let folder = bundle_folder();
+    let packed = "[files.\"model.packed.onnx\"]\nsha256 = \"";
+    std::fs::write(folder.path().join("model.packed.onnx"), "packed").unwrap();
+    rewrite_manifest(
+        folder.path(),
+        "[verification]",
+        &format!(
+            "{packed}{}\"\nbytes = 6\n[verification]",
+            digest::of_bytes(b"packed")
+        ),
+    );
+    let bundle = Bundle::open(folder.path()).unwrap();
+    let name = |device| bundle.graph_path(device).file_name().unwrap().to_owned();
+    assert_eq!(name(Device::Cuda(1)), "model.packed.onnx");
+    assert_eq!(name(Device::Cpu), "model.onnx");
+    assert_eq!(name(Device::TensorRt(0)), "model.onnx");
+    assert_eq!(bundle.graph_bytes(), 14);
+}
+
+#[test]
+fn the_shapes_for_tensorrt_are_read() {
+    let folder = bundle_folder();
+    rewrite_manifest(
+        folder.path(),
+        "[verification]",
+        "[tensorrt]\nsmallest = \"input_ids:1x1\"\nbest = \"input_ids:256x64\"\nlargest = \"input_ids:1024x512\"\n[verification]",
+    );
+    let profile = Bundle::open(folder.path())
+        .unwrap()
+        .manifest()
+        .tensorrt
+        .clone();
+    assert_eq!(profile.unwrap().best, "input_ids:256x64");
 }

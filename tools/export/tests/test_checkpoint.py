@@ -7,13 +7,14 @@ import shutil
 import tomllib
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
 
 from tools.export import __main__ as command
-from tools.export import checkpoint, convert, graph, protocol, tokenizer, verify
+from tools.export import checkpoint, convert, gpu, graph, precision, protocol, tokenizer, verify
 
 from . import checkpoints
 
@@ -208,6 +209,39 @@ def test_every_layer_is_fused(name, tmp_path):
     assert "Softmax" not in counts
 
 
+@pytest.mark.parametrize("name", checkpoints.SHAPES)
+def test_a_packed_graph_stands_beside_the_one_with_padding(name, tmp_path):
+    shape = checkpoints.SHAPES[name]
+    loaded = checkpoint.load(str(checkpoints.save(tmp_path / "checkpoint", checkpoints.random_model(shape))))
+    convert.export(loaded, convert.Request("bundle", tmp_path / "bundle", "fp16", allow_unverified=True))
+    padded, packed = (onnx.load(tmp_path / "bundle" / file, load_external_data=False) for file in ("model.onnx", precision.PACKED))
+    assert [tensor.SerializeToString() for tensor in packed.graph.initializer] == [tensor.SerializeToString() for tensor in padded.graph.initializer]
+    before, after = graph.operators(padded), graph.operators(packed)
+    assert after.pop("PackedAttention") == before.pop("Attention") == shape.layers
+    assert after.pop("RestorePadding") == 1
+    assert after.pop("RemovePadding") == (2 if shape.family == "MegatronBert" else 1), "the sum before the first norm is packed too"
+    assert after == before
+    onnx.checker.check_model(tmp_path / "bundle" / precision.PACKED)
+    manifest = tomllib.loads((tmp_path / "bundle" / "bundle.toml").read_text(encoding="utf-8"))
+    assert precision.PACKED in manifest["files"] and f"1024x{loaded.max_tokens}" in manifest["tensorrt"]["largest"]
+
+
+def test_what_looks_beyond_a_token_cannot_be_packed(tmp_path, model):
+    graph.trace(model, tmp_path / "plain.onnx")
+    fused = graph.fuse(tmp_path / "plain.onnx", model.config).model
+    gpu.count_tokens(fused)
+    layer = next(node for node in fused.graph.node if node.op_type == "BiasGelu")
+    layer.op_type, layer.domain = "Softmax", ""
+    with pytest.raises(convert.Refusal, match="Softmax .* looks beyond a token"):
+        gpu.pack(fused)
+
+
+def test_tensorrt_wants_fp16(tmp_path, model):
+    loaded = checkpoint.load(str(checkpoints.save(tmp_path / "checkpoint", model)))
+    with pytest.raises(convert.Refusal, match="fp16"):
+        convert.export(loaded, convert.Request("bundle", tmp_path / "bundle", "int8", provider="tensorrt"))
+
+
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_a_document_does_not_depend_on_its_batch(kind, tmp_path, model):
     loaded = checkpoint.load(str(checkpoints.save(tmp_path / "checkpoint", model)))
@@ -237,10 +271,11 @@ def test_a_bundle_may_lie_beside_its_checkpoint(folder):
     weights = (folder / "pytorch_model.bin").read_bytes()
     for kind in ("fp32", "fp16"):
         convert.export(checkpoint.load(str(folder)), convert.Request("bundle", folder, kind, allow_unverified=True))
-    assert {path.name for path in folder.iterdir()} == before | {"bundle.toml", "model.onnx", "tokenizer.json"}
+    graphs = {"model.onnx", "model.onnx.data", precision.PACKED}
+    assert {path.name for path in folder.iterdir()} == before | graphs | {"bundle.toml", "tokenizer.json"}
     assert (folder / "pytorch_model.bin").read_bytes() == weights
     manifest = tomllib.loads((folder / "bundle.toml").read_text(encoding="utf-8"))
-    assert manifest["precision"] == "fp16" and set(manifest["files"]) == {"model.onnx", "tokenizer.json"}
+    assert manifest["precision"] == "fp16" and set(manifest["files"]) == graphs | {"tokenizer.json"}
 
 
 def broken(fuse):

@@ -52,10 +52,11 @@ def test_weights_beside_the_model_file(tmp_path, monkeypatch):
     compare(loaded, tmp_path / "bundle", checkpoints.TAXONOMIES[0])
 
 
-@pytest.mark.parametrize("kind", ["fp16", "int8"])
-def test_lower_precision_stays_near(kind, tmp_path):
-    folder = checkpoints.save(tmp_path / "checkpoint", checkpoints.random_model(checkpoints.SHAPES["bert-base"]))
-    loaded = export(folder, tmp_path / "bundle", precision=kind, allow_unverified=True)
+@pytest.mark.parametrize(("kind", "provider"), [("fp16", "cuda"), ("fp16", "tensorrt"), ("int8", "cuda")])
+@pytest.mark.parametrize("name", ["bert-base", "megatron-deep"])
+def test_lower_precision_stays_near(name, kind, provider, tmp_path):
+    folder = checkpoints.save(tmp_path / "checkpoint", checkpoints.random_model(checkpoints.SHAPES[name]))
+    loaded = export(folder, tmp_path / "bundle", precision=kind, provider=provider, allow_unverified=True)
     compare(loaded, tmp_path / "bundle", checkpoints.TAXONOMIES[0], tolerance={"fp16": 5e-3, "int8": 5e-2}[kind])
 
 
