@@ -15,7 +15,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use qdrant_server::{Options, TestServer};
 use tcbert_worker::document::{Document, DocumentId, RecordPosition, TopicPartition, Version};
-use tcbert_worker::store::point::{Provenance, TaggedDocument, build_point};
+use tcbert_worker::store::point::{Answer, Provenance, TaggedDocument, build_point};
 use tcbert_worker::store::{
     self, CollectionSpec, Expectation, PointWrite, Store, StoreKind, StoreSettings,
 };
@@ -46,14 +46,16 @@ fn tagged(number: usize, width: usize, offset: usize) -> TaggedDocument {
             },
             timestamp_ms: 1_700_000_000_000,
         },
-        topic: "财经".into(),
-        probability: 0.9,
-        topics: vec![
-            ("财经".into(), 0.9),
-            ("股票".into(), 0.05),
-            ("房产".into(), 0.02),
-        ],
-        embedding: vector,
+        answer: Arc::new(Answer {
+            topic: "财经".into(),
+            probability: 0.9,
+            topics: vec![
+                ("财经".into(), 0.9),
+                ("股票".into(), 0.05),
+                ("房产".into(), 0.02),
+            ],
+            embedding: vector,
+        }),
         truncated: false,
     }
 }

@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::score::{Tagger, Tagging};
 use crate::settings::Settings;
 use crate::source::SourceRecord;
-use crate::store::point::{Provenance, TaggedDocument, build_point};
+use crate::store::point::{Answer, Provenance, TaggedDocument, build_point};
 use crate::store::{CollectionSpec, Expectation, PointWrite, StoreKind};
 use crate::tokenize::EncodedText;
 
@@ -190,10 +190,12 @@ fn points(
             let tagged = TaggedDocument {
                 document,
                 version,
-                topic: tagging.topic,
-                probability: tagging.probability,
-                topics: topics.collect(),
-                embedding: tagging.embedding,
+                answer: Arc::new(Answer {
+                    topic: tagging.topic,
+                    probability: tagging.probability,
+                    topics: topics.collect(),
+                    embedding: tagging.embedding,
+                }),
                 truncated: tagging.truncated,
             };
             PointWrite::Upsert(build_point(&tagged, &provenance, now))

@@ -19,6 +19,8 @@ const MAX_THREADS: usize = 1024;
 /// int8 on two cores: one session of two threads costs a tenth more time and 340 MiB less than two of one.
 const LARGE_GRAPH_BYTES: u64 = 256 << 20;
 const LARGE_GRAPH_THREADS: usize = 4;
+/// While the answers of one pass are scored, the GPU computes the other.
+const GPU_SESSIONS: usize = 2;
 /// One tebibyte: more memory than any GPU has.
 const MAX_GPU_MEMORY_MIB: usize = 1 << 20;
 
@@ -45,7 +47,7 @@ pub struct ModelSettings {
     pub fallback: Fallback,
     /// The ONNX Runtime library, a file or the folder that holds it; empty: it is looked for.
     pub runtime_library: String,
-    /// Passes that run at once; 0: as many as the cores can hold, one on a GPU.
+    /// Passes that run at once; 0: as many as the cores can hold, two on a GPU.
     pub sessions: usize,
     /// Threads of one pass; 0: the cores divided among the sessions, which for a large graph are few.
     pub threads: usize,
@@ -154,7 +156,7 @@ impl ModelSettings {
             1
         };
         let sessions = match (self.sessions, self.threads) {
-            (0, _) if device.is_gpu() => 1,
+            (0, _) if device.is_gpu() => GPU_SESSIONS,
             // A pass of one thread waits for nobody: as many passes as the cores can hold.
             (0, 0) => (cores / own_threads).max(1),
             (0, threads) => (cores / threads).max(1),
@@ -248,7 +250,8 @@ mod tests {
         check(0, 2, Device::Cpu, 4, (2, 2));
         check(0, 8, Device::Cpu, 4, (1, 8));
         check(8, 0, Device::Cpu, 4, (8, 1));
-        check(0, 0, Device::Cuda(0), 4, (1, 1));
+        check(0, 0, Device::Cuda(0), 4, (2, 1));
+        check(1, 0, Device::Cuda(0), 4, (1, 1));
         check(2, 3, Device::Cuda(0), 4, (2, 3));
         let large = LARGE_GRAPH_BYTES;
         check_sized(0, 0, Device::Cpu, 2, large, (1, 2));

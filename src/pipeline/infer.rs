@@ -16,7 +16,7 @@ use super::{Context, PipelineError, Refused, spawn};
 use crate::batch::{Batch, BatchItem, BatchPlanner};
 use crate::model::Model;
 use crate::score::{NotFinite, TaggerError, Tagging};
-use crate::store::point::TaggedDocument;
+use crate::store::point::{Answer, TaggedDocument};
 use crate::telemetry::Stage;
 
 /// Longest wait of the planner for more documents, so that a drain is noticed soon.
@@ -186,8 +186,9 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
     for (ready, tagging) in batch.into_iter().zip(taggings) {
         match tagging {
             Ok(tagging) => {
-                context.repeats.keep(&ready.encoded, &tagging);
-                writes.push(to_write(ready, tagging, now));
+                let answer = Arc::new(answer_of(tagging));
+                context.repeats.keep(&ready.encoded, &answer);
+                writes.push(to_write(ready, answer, now));
             }
             Err(error) => {
                 if !refuse(ready, error.to_string(), out) {
@@ -199,18 +200,24 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
     writes.is_empty() || out.writes.blocking_send(writes).is_ok()
 }
 
-/// The write of a document and what the model said of its text at `now`.
-pub(super) fn to_write(ready: Ready, tagging: Tagging, now: jiff::Timestamp) -> Write {
+fn answer_of(tagging: Tagging) -> Answer {
     let topics = tagging.topics.into_iter();
-    let tagged = TaggedDocument {
-        document: ready.document,
-        version: ready.version,
+    Answer {
         topic: tagging.topic,
         probability: tagging.probability,
         topics: topics
             .map(|score| (score.label, score.probability))
             .collect(),
         embedding: tagging.embedding,
+    }
+}
+
+/// The write of a document and what the model said of its text at `now`.
+pub(super) fn to_write(ready: Ready, answer: Arc<Answer>, now: jiff::Timestamp) -> Write {
+    let tagged = TaggedDocument {
+        document: ready.document,
+        version: ready.version,
+        answer,
         truncated: ready.encoded.truncated,
     };
     Write {

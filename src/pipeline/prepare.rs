@@ -84,14 +84,12 @@ fn split_repeated(context: &Context, ready: Vec<Ready>) -> (Vec<Ready>, Vec<Writ
     let mut repeated = Vec::new();
     for ready in ready {
         match context.repeats.find(&ready.encoded) {
-            Some(tagging) => {
-                let truncated = ready.encoded.truncated;
+            Some(answer) => {
+                let (truncated, unknown) = (ready.encoded.truncated, ready.encoded.unknown_tokens);
                 context.counters.truncated.add(usize::from(truncated));
-                context.counters.unknown_tokens.add(tagging.unknown_tokens);
-                context
-                    .metrics
-                    .texts(u64::from(truncated), tagging.unknown_tokens as u64);
-                repeated.push(to_write(ready, tagging, now));
+                context.counters.unknown_tokens.add(unknown);
+                context.metrics.texts(u64::from(truncated), unknown as u64);
+                repeated.push(to_write(ready, answer, now));
             }
             None => fresh.push(ready),
         }

@@ -3,12 +3,13 @@
 //! Must not know documents, only token ids and what the model said of them.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use crate::score::Tagging;
+use crate::store::point::Answer;
 use crate::tokenize::EncodedText;
 
 /// A cryptographic hash: whoever writes documents must not be able to borrow another text's answer.
@@ -16,7 +17,7 @@ type TextHash = [u8; 32];
 
 /// Answers of recent texts, shared by all threads.
 pub(super) struct Repeats {
-    answers: Option<Mutex<LruCache<TextHash, Tagging>>>,
+    answers: Option<Mutex<LruCache<TextHash, Arc<Answer>>>>,
 }
 
 impl Repeats {
@@ -28,17 +29,18 @@ impl Repeats {
     }
 
     /// What the model said when this text last came.
-    pub(super) fn find(&self, text: &EncodedText) -> Option<Tagging> {
+    pub(super) fn find(&self, text: &EncodedText) -> Option<Arc<Answer>> {
         let answers = self.answers.as_ref()?;
         let hash = hash(text);
         answers.lock().get(&hash).cloned()
     }
 
     /// Keeps what the model said of a text.
-    pub(super) fn keep(&self, text: &EncodedText, answer: &Tagging) {
+    pub(super) fn keep(&self, text: &EncodedText, answer: &Arc<Answer>) {
         if let Some(answers) = &self.answers {
             let hash = hash(text);
-            answers.lock().put(hash, answer.clone());
+            // What it displaces is freed after the lock.
+            let _displaced = answers.lock().push(hash, answer.clone());
         }
     }
 }
@@ -64,15 +66,13 @@ mod tests {
         }
     }
 
-    fn answer(topic: &str) -> Tagging {
-        Tagging {
+    fn answer(topic: &str) -> Arc<Answer> {
+        Arc::new(Answer {
             topic: topic.to_owned(),
             probability: 0.5,
             topics: Vec::new(),
             embedding: vec![1.0],
-            truncated: false,
-            unknown_tokens: 0,
-        }
+        })
     }
 
     #[test]

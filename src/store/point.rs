@@ -1,6 +1,8 @@
 //! What a point holds: the payload of a tagged document and the marker of a deleted one.
 //! Pure: knows no engine and no clock but the time passed in.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::document::{Document, DocumentId, Version};
@@ -51,13 +53,9 @@ pub mod key {
     pub const DELETED_AT: &str = "deleted_at";
 }
 
-/// A document with what the model said of it.
+/// What the model said of a text, in the form that a point needs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TaggedDocument {
-    /// The document itself.
-    pub document: Document,
-    /// Where its record stood and how old it is.
-    pub version: Version,
+pub struct Answer {
     /// Best topic, or `other`.
     pub topic: String,
     /// Probability of the best label, 0 to 1.
@@ -66,6 +64,17 @@ pub struct TaggedDocument {
     pub topics: Vec<(String, f32)>,
     /// L2-normalised embedding `[hidden]`.
     pub embedding: Vec<f32>,
+}
+
+/// A document with what the model said of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaggedDocument {
+    /// The document itself.
+    pub document: Document,
+    /// Where its record stood and how old it is.
+    pub version: Version,
+    /// What the model said, shared with whoever keeps it for the same text under another id.
+    pub answer: Arc<Answer>,
     /// Whether the text did not fit into the model.
     pub truncated: bool,
 }
@@ -87,13 +96,13 @@ pub fn build_point(
     provenance: &Provenance,
     now: jiff::Timestamp,
 ) -> Point {
-    let document = &tagged.document;
+    let (document, answer) = (&tagged.document, &tagged.answer);
     let mut payload = Map::new();
     let mut put = |key: &str, value: Value| payload.insert(key.to_owned(), value);
     put(key::ID, document.id.as_str().into());
-    put(key::TOPIC, tagged.topic.as_str().into());
-    put(key::PROBABILITY, short(tagged.probability));
-    let topics: Vec<Value> = tagged
+    put(key::TOPIC, answer.topic.as_str().into());
+    put(key::PROBABILITY, short(answer.probability));
+    let topics: Vec<Value> = answer
         .topics
         .iter()
         .map(|(label, probability)| json!({"label": label, "probability": short(*probability)}))
@@ -130,7 +139,7 @@ pub fn build_point(
     Point {
         id: document.id.clone(),
         version: tagged.version.clone(),
-        vector: tagged.embedding.clone(),
+        vector: answer.embedding.clone(),
         payload,
     }
 }
@@ -216,10 +225,12 @@ mod tests {
                 attributes: BTreeMap::from([("desk".into(), json!("财经"))]),
             },
             version: version(),
-            topic: "财经".into(),
-            probability: 0.9,
-            topics: vec![("财经".into(), 0.9), ("股票".into(), 0.05)],
-            embedding: vec![0.6, 0.8],
+            answer: Arc::new(Answer {
+                topic: "财经".into(),
+                probability: 0.9,
+                topics: vec![("财经".into(), 0.9), ("股票".into(), 0.05)],
+                embedding: vec![0.6, 0.8],
+            }),
             truncated: false,
         }
     }
