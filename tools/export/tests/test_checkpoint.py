@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from tools.export import __main__ as command
-from tools.export import checkpoint, convert, gpu, graph, precision, protocol, tokenizer, verify
+from tools.export import checkpoint, convert, gpu, graph, precision, protocol, quantize, tokenizer, verify
 
 from . import checkpoints
 
@@ -240,6 +240,22 @@ def test_tensorrt_wants_fp16(tmp_path, model):
     loaded = checkpoint.load(str(checkpoints.save(tmp_path / "checkpoint", model)))
     with pytest.raises(convert.Refusal, match="fp16"):
         convert.export(loaded, convert.Request("bundle", tmp_path / "bundle", "int8", provider="tensorrt"))
+
+
+@pytest.mark.parametrize("name", ["bert-base", "megatron-1.3b"])
+def test_an_int8_graph_computes_nothing_in_vain_and_whole_columns(name, tmp_path):
+    model = checkpoints.random_model(checkpoints.SHAPES[name])
+    graph.trace(model, tmp_path / "plain.onnx")
+    fused = graph.fuse(tmp_path / "plain.onnx", model.config).model
+    assert model.config.vocab_size % quantize.COLUMNS, "a head that has to be padded belongs to the test"
+    quantize.rewrite(fused)
+    read = {name for node in fused.graph.node for name in node.input} | {output.name for output in fused.graph.output}
+    assert not [node.name for node in fused.graph.node if not read.intersection(node.output)]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in fused.graph.initializer}
+    products = [node for node in fused.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert len(products) == 6 * model.config.num_hidden_layers + 2
+    for node in products:
+        assert shapes[node.input[5]][0] % quantize.COLUMNS == 0
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
