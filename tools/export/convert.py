@@ -15,13 +15,13 @@ from .errors import Refusal
 
 log = logging.getLogger("export")
 
-# What an fp16 bundle is made for: ONNX Runtime's own CUDA provider, or TensorRT, which fuses by itself and knows none of its operators.
-PROVIDERS = ("cuda", "tensorrt")
-
 
 @dataclass(frozen=True)
 class Request:
-    """What to make of a checkpoint; source, revision and license replace what the checkpoint says of itself."""
+    """What to make of a checkpoint; source, revision and license replace what the checkpoint says of itself.
+
+    `provider` is what an fp16 bundle is for: "cuda", ONNX Runtime's own, or "tensorrt", which fuses by itself and knows none of its operators.
+    """
 
     name: str
     target: Path
@@ -111,16 +111,11 @@ def verification(checkpoint: Checkpoint, result: verify.Result) -> dict:
 
 def tensorrt_profile(max_tokens: int) -> dict:
     """The shapes that one engine of TensorRT is built for: smallest, best, largest. Beyond them it would build another, for minutes."""
-    rows, masks, labels, middle = (1, 256, 1024), (1, 2, 8), (1, 64, 4096), (1, min(64, max_tokens), max_tokens)
-    profile = {}
-    for index, name in enumerate(("smallest", "best", "largest")):
-        batch, tokens = rows[index], middle[index]
-        shapes = {
-            "input_ids": f"{batch}x{tokens}", "attention_mask": f"{batch}x{tokens}", "mask_positions": f"{batch}x{masks[index]}",
-            "label_token_ids": f"{labels[index]}",
-        }  # fmt: skip
-        profile[name] = ",".join(f"{input_name}:{shape}" for input_name, shape in shapes.items())
-    return profile
+    sizes = {"smallest": (1, 1, 1, 1), "best": (256, min(64, max_tokens), 2, 64), "largest": (1024, max_tokens, 8, 4096)}
+    return {
+        name: f"input_ids:{rows}x{tokens},attention_mask:{rows}x{tokens},mask_positions:{rows}x{masks},label_token_ids:{labels}"
+        for name, (rows, tokens, masks, labels) in sizes.items()
+    }
 
 
 def parameters(checkpoint: Checkpoint) -> int:

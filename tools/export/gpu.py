@@ -8,10 +8,11 @@ an H100 with 330M it took 3 ms a text in the worker, whose batches have every le
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from .errors import Refusal
+from .quantize import MICROSOFT
 
-MICROSOFT = "com.microsoft"
 LENGTHS, LAST_AXIS = "gpu/lengths", "gpu/last_axis"
 # What is the same for a row whichever rows stand beside it: nothing else may come between the two ends of the packed part.
 ROW_BY_ROW = {
@@ -57,9 +58,10 @@ def pack(model: onnx.ModelProto) -> None:
             index = list(node.output).index(last)
             node.output[index] = f"{last}/packed"
             nodes.append(helper.make_node("RestorePadding", [node.output[index], offsets], [last], name="gpu/restore", domain=MICROSOFT))
-    nodes = in_order(graph, nodes)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
+    OnnxModel.graph_topological_sort(graph)
     check_rows_alone(graph)
 
 
@@ -73,21 +75,6 @@ def check_rows_alone(graph) -> None:
             if node.op_type not in ROW_BY_ROW:
                 raise Refusal(f"the graph cannot be packed: {node.op_type} ({node.name}) looks beyond a token; export it in fp32")
             packed.update(node.output)
-
-
-def in_order(graph, nodes: list) -> list:
-    """The nodes, each after those whose outputs it reads."""
-    known = {""} | {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
-    waiting, ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes], []
-    while waiting:
-        ready = [node for node in waiting if known.issuperset(node.input)]
-        if not ready:
-            raise Refusal(f"the graph cannot be packed: {waiting[0].op_type} ({waiting[0].name}) reads what nothing writes")
-        for node in ready:
-            known.update(node.output)
-        ordered += ready
-        waiting = [node for node in waiting if not known.issuperset(node.output)]
-    return ordered
 
 
 def only(what: str, found):

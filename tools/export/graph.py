@@ -19,9 +19,10 @@ from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionO
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import nn
 
+from .quantize import MICROSOFT
+
 CONTRACT = "tcbert-graph/1"
 OPSET = 17
-MICROSOFT = "com.microsoft"
 INPUTS = {
     "input_ids": {0: "batch", 1: "tokens"},
     "attention_mask": {0: "batch", 1: "tokens"},
