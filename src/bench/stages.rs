@@ -11,10 +11,11 @@ use crate::batch::{Batch, BatchItem, BatchPlanner};
 use crate::decode::{Decoded, Decoder, compose_text};
 use crate::document::{Document, Generation, RecordPosition, TopicPartition, Version};
 use crate::model::Model;
+use crate::pipeline::answer_of;
 use crate::score::{Tagger, Tagging};
 use crate::settings::Settings;
 use crate::source::SourceRecord;
-use crate::store::point::{Answer, Provenance, TaggedDocument, build_point};
+use crate::store::point::{Provenance, TaggedDocument, build_point};
 use crate::store::{CollectionSpec, Expectation, PointWrite, StoreKind};
 use crate::tokenize::EncodedText;
 
@@ -183,20 +184,11 @@ fn points(
                 position: record.position.clone(),
                 timestamp_ms: record.timestamp_ms.unwrap_or_default(),
             };
-            let topics = tagging
-                .topics
-                .into_iter()
-                .map(|topic| (topic.label, topic.probability));
             let tagged = TaggedDocument {
                 document,
                 version,
-                answer: Arc::new(Answer {
-                    topic: tagging.topic,
-                    probability: tagging.probability,
-                    topics: topics.collect(),
-                    embedding: tagging.embedding,
-                }),
                 truncated: tagging.truncated,
+                answer: Arc::new(answer_of(tagging)),
             };
             PointWrite::Upsert(build_point(&tagged, &provenance, now))
         })

@@ -200,7 +200,8 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
     writes.is_empty() || out.writes.blocking_send(writes).is_ok()
 }
 
-fn answer_of(tagging: Tagging) -> Answer {
+/// What a point needs of a tagging.
+pub(crate) fn answer_of(tagging: Tagging) -> Answer {
     let topics = tagging.topics.into_iter();
     Answer {
         topic: tagging.topic,

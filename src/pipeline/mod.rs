@@ -35,6 +35,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use counters::{Counter, Counters, Counts};
+pub(crate) use infer::answer_of;
 pub use settings::PipelineSettings;
 pub use throttle::Throttle;
 pub use upkeep::{end_abandoned_bulk, remove_expired_markers};
