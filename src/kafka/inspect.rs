@@ -1,8 +1,6 @@
 //! Questions to a broker outside of a run: is it there, does the topic exist, how far is the group?
 
-use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionListElem};
 
 use super::client::{self, Reporting};
 use super::settings::KafkaSettings;
@@ -64,26 +62,19 @@ impl Inspector {
 
     /// How far the configured group is in the configured topics.
     fn positions(&self) -> Result<Vec<GroupPosition>, SourceError> {
-        let mut wanted = TopicPartitionList::new();
+        let mut partitions = Vec::new();
         for topic in self.settings.topics() {
-            for partition in self.partitions(topic)? {
-                wanted.add_partition(topic, partition);
-            }
+            let numbers = self.partitions(topic)?.into_iter();
+            partitions.extend(numbers.map(|number| TopicPartition::new(topic, number)));
         }
-        let committed = self
-            .consumer
-            .committed_offsets(wanted, self.settings.connect_timeout())
-            .map_err(|error| {
-                client::source_error("the committed offsets cannot be read", &error)
-            })?;
-        let position = |element: &TopicPartitionListElem<'_>| GroupPosition {
-            partition: TopicPartition::new(element.topic(), element.partition()),
-            committed: match element.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            },
+        let committed = start::committed(&self.consumer, &partitions).map_err(|error| {
+            client::source_error("the committed offsets cannot be read", &error)
+        })?;
+        let position = |partition: TopicPartition| GroupPosition {
+            committed: committed.get(&partition).copied(),
+            partition,
         };
-        Ok(committed.elements().iter().map(position).collect())
+        Ok(partitions.into_iter().map(position).collect())
     }
 }
 
@@ -130,7 +121,7 @@ pub fn ends_of_new_partitions(
         partition,
         offset: log.high,
     };
-    let logs = start::ranges(&inspector.consumer, &new);
+    let logs = start::all_ranges(&inspector.consumer, &new)?;
     Ok(logs.into_iter().map(position).collect())
 }
 

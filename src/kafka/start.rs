@@ -295,6 +295,26 @@ pub(super) fn ranges<C: ConsumerContext>(
         .collect()
 }
 
+/// What each of the partitions has.
+///
+/// # Errors
+/// Transient where a leader does not answer.
+pub(super) fn all_ranges<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[TopicPartition],
+) -> Result<HashMap<TopicPartition, LogRange>, SourceError> {
+    let ranges = ranges(consumer, partitions);
+    let silent = partitions
+        .iter()
+        .find(|partition| !ranges.contains_key(partition));
+    match silent {
+        None => Ok(ranges),
+        Some(silent) => Err(SourceError::Transient(format!(
+            "the leader of {silent} does not say which offsets it has"
+        ))),
+    }
+}
+
 /// Asks for one offset of each partition, all at once: librdkafka hands `Beginning` and `End`
 /// on as the timestamps that mean them.
 fn ask_offsets<C: ConsumerContext>(

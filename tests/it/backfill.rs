@@ -17,6 +17,7 @@ use tcbert_worker::settings::Settings;
 use tcbert_worker::store::{PointFilter, Store};
 
 use crate::apache_kafka;
+use crate::processes::{self, PROCESS_PATIENCE, finish, signal};
 use crate::qdrant_server::{Fault, Options, TestServer};
 use crate::support::{
     DEAD_LETTERS, TOPIC, Worker, broker, document, documents, settings, titles, wait_until,
@@ -92,7 +93,7 @@ impl Ground {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        processes::run_within(&mut self.command(arguments), patience())
     }
 
     /// Runs a backfill that is to end well, and gives its report.
@@ -119,6 +120,17 @@ impl Ground {
         let store = self.store().await;
         store.count(PointFilter::default()).await.unwrap()
     }
+}
+
+/// Documents of the long backfill: TCBERT_TEST_BACKFILL_DOCUMENTS asks for more than a test of every day takes.
+fn wanted_documents() -> u64 {
+    std::env::var("TCBERT_TEST_BACKFILL_DOCUMENTS")
+        .map_or(400, |documents| documents.parse().unwrap())
+}
+
+/// Longest that one run may take.
+fn patience() -> Duration {
+    PROCESS_PATIENCE + Duration::from_secs(wanted_documents() / 20)
 }
 
 fn report(output: &Output) -> Value {
@@ -175,14 +187,12 @@ async fn a_range_ends_by_itself_while_producers_go_on_and_leaves_the_live_group_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_backfill_goes_on_where_it_was_and_a_finished_one_begins_anew() {
-    // TCBERT_TEST_BACKFILL_DOCUMENTS asks for more than a test of every day takes.
-    let total: u64 = std::env::var("TCBERT_TEST_BACKFILL_DOCUMENTS")
-        .map_or(400, |documents| documents.parse().unwrap());
+    let total = wanted_documents();
     let ground = Ground::new(3);
     ground.produce(&documents("doc", usize::try_from(total).unwrap()));
     let mut first = ground.spawn(&[&["backfill"], &ALL[..]].concat());
     let store = ground.store().await;
-    let deadline = Instant::now() + Duration::from_secs(120 + total / 20);
+    let deadline = Instant::now() + patience();
     while store.count(PointFilter::default()).await.unwrap() < total / 3 {
         assert!(first.try_wait().unwrap().is_none(), "it ended too early");
         assert!(Instant::now() < deadline);
@@ -237,7 +247,7 @@ fn a_day_of_apache_kafka_is_tagged_again() {
         command
             .env("TCBERT__KAFKA__BROKERS", kafka.bootstrap_servers())
             .env("TCBERT__KAFKA__TOPIC", &topic);
-        report(&command.output().unwrap())
+        report(&processes::run(&mut command))
     };
     let night = run(&["--from", "2026-11-01", "--to", "2026-11-02T00:00:00Z"]);
     assert_eq!(number(&night["written"]), 24, "{night}");
@@ -273,7 +283,7 @@ async fn two_workers_share_one_backfill_at_a_bounded_rate() {
     ];
     let started = Instant::now();
     let workers = [ground.spawn(&arguments), ground.spawn(&arguments)];
-    let outputs = workers.map(|worker| worker.wait_with_output().unwrap());
+    let outputs = workers.map(finish);
     let elapsed = started.elapsed();
     let reports = outputs.each_ref().map(report);
     let logs = outputs.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
@@ -407,24 +417,17 @@ async fn a_backfill_of_files_that_is_stopped_or_killed_goes_on() {
     ];
     let store = ground.store().await;
     let mut again = 0;
-    for (signal, at_least) in [("-KILL", 60), ("-TERM", 150)] {
+    for (name, at_least) in [("-KILL", 60), ("-TERM", 150)] {
         let mut run = ground.spawn(&arguments);
         let deadline = Instant::now() + Duration::from_secs(120);
         while store.count(PointFilter::default()).await.unwrap() < at_least {
             assert!(Instant::now() < deadline && run.try_wait().unwrap().is_none());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let id = run.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &id])
-                .status()
-                .unwrap()
-                .success()
-        );
-        let output = run.wait_with_output().unwrap();
+        signal(&run, name);
+        let output = finish(run);
         assert!(!output.status.success());
-        if signal == "-TERM" {
+        if name == "-TERM" {
             let log = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{log}");
             assert!(log.contains("goes on from here"), "{log}");
@@ -456,10 +459,8 @@ fn a_backfill_that_is_stopped_with_nothing_left_to_do_exits_with_zero() {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(20));
     }
-    let id = run.id().to_string();
-    let sent = Command::new("kill").args(["-TERM", &id]).status().unwrap();
-    assert!(sent.success());
-    let report = report(&run.wait_with_output().unwrap());
+    signal(&run, "-TERM");
+    let report = report(&finish(run));
     assert_eq!(number(&report["written"]), 20, "{report}");
 }
 

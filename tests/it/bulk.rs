@@ -1,12 +1,13 @@
 //! `backfill --bulk` over a Qdrant server: the search graph is off while it works and on again afterwards,
 //! whichever way it ends.
 
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use tcbert_worker::store::bulk;
 
 use crate::backfill::Ground;
+use crate::processes::{finish, signal};
 use crate::support::{documents, wait_until};
 
 const DOCUMENTS: usize = 400;
@@ -55,10 +56,8 @@ async fn the_search_graph_is_on_again_however_a_backfill_ends() {
 
     // Stopped.
     let stopped = filling(&ground).await;
-    let id = stopped.id().to_string();
-    let sent = Command::new("kill").args(["-TERM", &id]).status().unwrap();
-    assert!(sent.success());
-    let output = stopped.wait_with_output().unwrap();
+    signal(&stopped, "-TERM");
+    let output = finish(stopped);
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("switched on again"), "{log}");
@@ -102,7 +101,7 @@ async fn two_backfills_of_which_one_is_killed_leave_the_search_graph_on() {
     first.kill().unwrap();
     first.wait().unwrap();
     assert_eq!(threshold(&ground).await, 0, "the second goes on");
-    let output = second.wait_with_output().unwrap();
+    let output = finish(second);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     assert_eq!(threshold(&ground).await, normal, "{log}");
@@ -110,7 +109,7 @@ async fn two_backfills_of_which_one_is_killed_leave_the_search_graph_on() {
     // One is killed after another has switched it on: it stays on, and what the killed one left runs out.
     let mut third = filling_as(&ground, "third", "0:400..").await;
     let fourth = filling_as(&ground, "fourth", "0:360..400").await;
-    assert!(fourth.wait_with_output().unwrap().status.success());
+    assert!(finish(fourth).status.success());
     assert_eq!(threshold(&ground).await, normal);
     third.kill().unwrap();
     third.wait().unwrap();

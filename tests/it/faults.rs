@@ -9,6 +9,7 @@ use tcbert_worker::source::CommitMode;
 
 use crate::field::{Field, ONE_AT_A_TIME, behind, is_soak, own, pause, run, shared, sized};
 use crate::kafka_reader::Reader;
+use crate::processes::PROCESS_PATIENCE;
 use crate::proxy::Proxy;
 use crate::qdrant_server::{Fault, Options, TestServer};
 
@@ -55,13 +56,10 @@ async fn workers_that_come_and_go_lose_nothing() {
             for _ in 0..sized(2, 12) {
                 field.start_worker();
                 pause(3.0).await;
-                let mut leaver = field.workers.remove(0);
+                let leaver = field.workers.remove(0);
                 leaver.signal("-TERM");
-                let status = tokio::task::spawn_blocking(move || leaver.child.wait().unwrap());
-                assert!(
-                    status.await.unwrap().success(),
-                    "it leaves with exit code 0"
-                );
+                let (status, log) = leaver.ended(PROCESS_PATIENCE).await;
+                assert!(status.success(), "it leaves with exit code 0: {log}");
             }
         },
     )

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use tcbert_worker::store::Store;
 
 use crate::apache_kafka::{self, ApacheKafka, unique};
 use crate::ledger::{Ledger, MAX_VALUE_BYTES};
+use crate::processes::signal;
 use crate::proxy::Proxy;
 use crate::qdrant_server::TestServer;
 
@@ -64,9 +65,19 @@ impl Worker {
     }
 
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
-        assert!(sent.success());
+        signal(&self.child, name);
+    }
+
+    /// Waits for its end; gives its status and all that it said.
+    pub async fn ended(mut self, within: Duration) -> (ExitStatus, String) {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status, self.log());
+            }
+            assert!(Instant::now() < deadline, "it goes on: {}", self.log());
+            pause(0.05).await;
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use tcbert_worker::kafka::{KafkaSettings, KafkaSource, RangeJob, SampleRecord};
+use tcbert_worker::kafka::{KafkaSettings, KafkaSource, RangeJob, SampleRecord, SourceCounters};
 use tcbert_worker::source::{
     CommitMode, CommitOffset, Source, SourceError, SourceEvent, SourceRecord,
 };
@@ -143,6 +143,22 @@ impl Reader {
             }
         }
         true
+    }
+
+    /// Waits without taking anything until the counters are as they should be.
+    pub(crate) fn watch(&self, what: &str, done: impl Fn(&SourceCounters) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let counters = self.source.counters();
+            if done(&counters) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{what}: not reached: {counters:?}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn commit(&mut self, mode: CommitMode) -> Result<Vec<CommitOffset>, SourceError> {

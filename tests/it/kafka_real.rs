@@ -198,9 +198,7 @@ fn records_that_expire_while_the_worker_is_behind_are_refused_too() {
         for chunk in big.chunks(10) {
             ground.produce(chunk);
         }
-        while reader.source.counters().pauses == 0 {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        reader.watch("a pause", |counters| counters.pauses > 0);
         kafka.expire_before(&ground.topic, 0, 400);
         if accept_gap {
             reader.run_to("the last", |reader| {

@@ -61,20 +61,8 @@ async fn secured(folder: &Path, server: &str) -> Option<(ApacheKafka, String)> {
 
 /// Waits for the end of the last worker; gives its exit code and all that it said.
 async fn ended(field: &mut Field) -> (Option<i32>, String) {
-    let mut worker = field.workers.pop().unwrap();
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = worker.child.try_wait().unwrap() {
-            break status;
-        }
-        assert!(
-            started.elapsed() < TOLD_WITHIN,
-            "it goes on: {}",
-            worker.log()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    (status.code(), worker.log())
+    let (status, log) = field.workers.pop().unwrap().ended(TOLD_WITHIN).await;
+    (status.code(), log)
 }
 
 async fn produce(field: &Field, records: Vec<SampleRecord>) {

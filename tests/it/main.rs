@@ -27,6 +27,7 @@ mod operations;
 mod pipeline;
 mod pipeline_faults;
 mod process;
+mod processes;
 mod proxy;
 mod qdrant_server;
 mod recreated;

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use tcbert_worker::pipeline::remove_expired_markers;
 use tcbert_worker::store::PointWrite;
 
 use crate::backfill::Ground;
+use crate::processes::{self, finish, signal};
 use crate::support::{Worker, documents, wait_until};
 
 fn json_of(output: &std::process::Output) -> Value {
@@ -100,7 +100,7 @@ fn a_whitening_is_fitted_shown_and_used() {
     let embedding = |whitening: &str| {
         let mut command = ground.command(&["tag", "--json", "--embedding", "新款电动汽车上市"]);
         command.env("TCBERT__TAGGING__WHITENING", whitening);
-        json_of(&command.output().unwrap())["embedding"].clone()
+        json_of(&processes::run(&mut command))["embedding"].clone()
     };
     assert_ne!(embedding(file), embedding(""));
     // Without shrinkage sixty documents cannot tell 256 directions apart.
@@ -134,7 +134,7 @@ async fn a_run_is_not_ready_while_the_store_is_away_and_tells_its_lag() {
     // Few records at once, so that the rest waits in the broker.
     command.env("TCBERT__KAFKA__QUEUE_RECORDS", "8");
     command.env("TCBERT__KAFKA__PROPERTIES__STATISTICS_INTERVAL_MS", "500");
-    let mut run = command
+    let run = command
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -173,15 +173,8 @@ async fn a_run_is_not_ready_while_the_store_is_away_and_tells_its_lag() {
     ground.server.resume();
     wait_until("ready again", || answers("/readyz", " 200 ")).await;
     wait_until("no lag", || lag() == Some(0)).await;
-    let id = run.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert!(run.wait().unwrap().success());
+    signal(&run, "-TERM");
+    assert!(finish(run).status.success());
     assert_eq!(ground.points().await, 205);
 }
 

@@ -10,6 +10,7 @@ use tcbert_worker::assemble;
 use tcbert_worker::kafka::EmbeddedBroker;
 use tcbert_worker::store::PointFilter;
 
+use crate::processes::{finish, signal};
 use crate::support::{DEAD_LETTERS, PATIENCE, TOPIC, broker, documents, settings, wait_until};
 
 /// Longest that a wrong configuration may take to be told.
@@ -36,7 +37,7 @@ fn run(variables: &[(&str, &str)], arguments: &[&str], input: &[u8]) -> Output {
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
-    let output = child.wait_with_output().unwrap();
+    let output = finish(child);
     // A process that ends before it has read everything closes the pipe.
     let _ = writer.join().unwrap();
     output
@@ -53,11 +54,8 @@ fn refused(variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String) {
         "it took {:?}: {message}",
         started.elapsed()
     );
-    assert_eq!(
-        message.matches("error:").count(),
-        1,
-        "one message, not several: {message}"
-    );
+    let errors = message.lines().filter(|line| line.starts_with("error: "));
+    assert_eq!(errors.count(), 1, "one message, not several: {message}");
     (code, message)
 }
 
@@ -327,14 +325,6 @@ async fn points_in(broker: &EmbeddedBroker, folder: &Path) -> u64 {
     let points = store.count(PointFilter::default()).await.unwrap();
     store.close().await.unwrap();
     points
-}
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill")
-        .args([name, &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(status.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

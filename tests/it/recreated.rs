@@ -4,6 +4,7 @@
 use std::process::Output;
 
 use crate::backfill::Ground;
+use crate::processes;
 use crate::support::{broker, documents};
 
 fn refused(output: &Output) {
@@ -29,7 +30,7 @@ async fn documents_of_an_earlier_topic_do_not_win_in_silence() {
     refused(&ground.run(&all));
     let mut elsewhere = ground.command(&all);
     elsewhere.env("TCBERT__STORE__COLLECTION", "second");
-    let output = elsewhere.output().unwrap();
+    let output = processes::run(&mut elsewhere);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     assert_eq!(

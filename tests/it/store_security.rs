@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::authority::Authority;
+use crate::processes;
 use crate::qdrant_server::{Options, TestServer};
 
 const KEY: &str = "hunter5-of-the-store";
@@ -12,16 +13,16 @@ const WRONG_KEY: &str = "hunter6-of-nobody";
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 fn migrate(url: &str, authority: &Path, key: (&str, &str)) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tcbert-worker"))
-        .args(["migrate", "apply"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("SSL_CERT_FILE", authority)
-        .env("TCBERT__LOG__LEVEL", "trace")
-        .env("TCBERT__STORE__KIND", "qdrant")
-        .env("TCBERT__STORE__URL", url)
-        .env(format!("TCBERT__STORE__{}", key.0), key.1)
-        .output()
-        .unwrap()
+    processes::run(
+        Command::new(env!("CARGO_BIN_EXE_tcbert-worker"))
+            .args(["migrate", "apply"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("SSL_CERT_FILE", authority)
+            .env("TCBERT__LOG__LEVEL", "trace")
+            .env("TCBERT__STORE__KIND", "qdrant")
+            .env("TCBERT__STORE__URL", url)
+            .env(format!("TCBERT__STORE__{}", key.0), key.1),
+    )
 }
 
 #[test]

@@ -273,11 +273,7 @@ impl Reader {
             .into_iter()
             .map(|number| TopicPartition::new(topic.as_str(), number))
             .collect();
-        let ranges = start::ranges(&consumer, &partitions);
-        if ranges.len() < partitions.len() {
-            let text = format!("not every partition of {topic} has a leader that answers");
-            return Err(SourceError::Transient(text));
-        }
+        let ranges = start::all_ranges(&consumer, &partitions)?;
         let mut list = TopicPartitionList::new();
         let mut ends = HashMap::new();
         for (partition, range) in ranges.iter().filter(|(_, range)| range.low < range.high) {

@@ -103,15 +103,7 @@ pub(super) fn spans<C: ConsumerContext>(
     range: &RangeSpec,
     partitions: &[TopicPartition],
 ) -> Result<HashMap<TopicPartition, Span>, SourceError> {
-    let logs = start::ranges(consumer, partitions);
-    if let Some(silent) = partitions
-        .iter()
-        .find(|partition| !logs.contains_key(partition))
-    {
-        return Err(SourceError::Transient(format!(
-            "the leader of {silent} does not say which offsets it has"
-        )));
-    }
+    let logs = start::all_ranges(consumer, partitions)?;
     let logs = logs.into_iter().map(|(partition, log)| {
         let log = Span {
             begin: log.low,

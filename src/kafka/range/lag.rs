@@ -43,7 +43,7 @@ impl LagWatch {
         let committed = start::committed(consumer, &partitions).map_err(|error| {
             super::super::client::source_error("the live group cannot be asked", &error)
         })?;
-        let logs = start::ranges(consumer, &partitions);
+        let logs = start::all_ranges(consumer, &partitions)?;
         Ok(logs
             .iter()
             .filter_map(|(partition, log)| {

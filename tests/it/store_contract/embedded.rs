@@ -14,6 +14,8 @@ use qdrant_edge::{
 use tcbert_worker::store::embedded::EmbeddedStore;
 use tcbert_worker::store::{PointFilter, StoreError, StoreSettings};
 
+use crate::processes::{PROCESS_PATIENCE, Watch};
+
 use super::harness::{
     Harness, embedded_settings, id, open, tombstone, vector, version, write, write_on,
 };
@@ -63,6 +65,7 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        let watch = Watch::over(child.id(), PROCESS_PATIENCE);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let killer = std::thread::spawn({
             let mut started = false;
@@ -92,6 +95,7 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
             }
         });
         let seen = killer.join().unwrap();
+        assert!(!watch.end(), "the child went on without a word");
         assert!(!seen.is_empty(), "the child wrote nothing");
         for (document, round) in seen {
             let newest = acknowledged.entry(document).or_default();

@@ -14,6 +14,7 @@ use super::harness::{
     Harness, id, open, server_settings, tombstone, vector, version, write, write_on,
 };
 use crate::authority::Authority;
+use crate::processes;
 use crate::qdrant_server::{Fault, Options, TestServer};
 
 /// As the pipeline does it: again until it is done, but here not for ever.
@@ -368,16 +369,16 @@ fn tls_with_a_private_authority() {
     std::fs::write(&other, Authority::new().certificate).unwrap();
 
     let outcome = |authority: &std::path::Path| {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "store_contract::server::child_that_speaks_tls",
-                "--nocapture",
-            ])
-            .env(TLS_CHILD, server.url())
-            .env("SSL_CERT_FILE", authority)
-            .output()
-            .unwrap();
+        let output = processes::run(
+            Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "store_contract::server::child_that_speaks_tls",
+                    "--nocapture",
+                ])
+                .env(TLS_CHILD, server.url())
+                .env("SSL_CERT_FILE", authority),
+        );
         let output = String::from_utf8_lossy(&output.stdout).into_owned();
         let outcome = output.split("outcome: ").nth(1).unwrap_or_default();
         outcome.lines().next().unwrap_or_default().to_owned()
