@@ -23,8 +23,8 @@ use crate::telemetry::Metrics;
 
 /// Longest that a run may stand still.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often the run is looked at.
-const TICK: Duration = Duration::from_millis(10);
+/// How often it is looked whether the run is over; what is measured is noted by the probe.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Where a run's points go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,7 +26,7 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a full chunk waits for room before fetching is paused: a pause throws away what the
 /// client has fetched ahead, a short wait does not.
 const PAUSE_AFTER: Duration = Duration::from_millis(100);
-const ROOM_CHECK: Duration = Duration::from_millis(2);
+const ROOM_CHECK: Duration = Duration::from_millis(10);
 /// Pause before it is decided again from where partitions go on.
 const RECOVER_AFTER: Duration = Duration::from_secs(1);
 /// How often the same trouble is spoken of.

@@ -1,92 +1,36 @@
-//! Planning and inference: documents are gathered into batches of like length, and each inference
-//! thread runs its own session over one batch after the other.
+//! Inference: each thread runs its own session over one batch after the other.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::mpsc;
 
+use super::batches::Batches;
 use super::dead_letters::Refusal;
 use super::prepare::Ready;
 use super::write::{Content, Write};
 use super::{Context, PipelineError, Refused, spawn};
-use crate::batch::{Batch, BatchItem, BatchPlanner};
+use crate::batch::{Batch, BatchItem};
 use crate::model::Model;
 use crate::score::{NotFinite, TaggerError, Tagging};
 use crate::store::point::{Answer, TaggedDocument};
 use crate::telemetry::Stage;
 
-/// Longest wait of the planner for more documents, so that a drain is noticed soon.
-const TICK: Duration = Duration::from_millis(20);
-
-/// Gathers documents until the preparing threads end, and passes on batches of like length.
-pub(super) fn run_planner(
-    context: &Context,
-    mut planner: BatchPlanner<Ready>,
-    documents: &Receiver<Vec<Ready>>,
-    batches: &Sender<Batch<Ready>>,
-) {
-    // What the window had no room for yet.
-    let mut held = VecDeque::new();
-    let mut open = true;
-    while open || !planner.is_empty() || !held.is_empty() {
-        fill(&mut planner, &mut held);
-        if open && held.is_empty() {
-            let now = Instant::now();
-            let wait = planner.deadline().map_or(TICK, |deadline| {
-                deadline.saturating_duration_since(now).min(TICK)
-            });
-            match documents.recv_timeout(wait) {
-                Ok(chunk) => held.extend(chunk),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => open = false,
-            }
-            // A longer look-ahead makes batches of more equal lengths: take what is at hand.
-            fill(&mut planner, &mut held);
-            while held.is_empty()
-                && let Ok(chunk) = documents.try_recv()
-            {
-                held.extend(chunk);
-                fill(&mut planner, &mut held);
-            }
-        }
-        let draining = (!open && held.is_empty()) || context.draining.load(Ordering::Acquire) > 0;
-        if let Some(batch) = planner.next_batch(Instant::now(), draining)
-            && batches.send(batch).is_err()
-        {
-            return;
-        }
-    }
-}
-
-fn fill(planner: &mut BatchPlanner<Ready>, held: &mut VecDeque<Ready>) {
-    let now = Instant::now();
-    while let Some(ready) = held.pop_front() {
-        if let Err(ready) = planner.push(ready, now) {
-            held.push_front(ready);
-            return;
-        }
-    }
-}
-
 /// Where tagged documents go.
 #[derive(Debug, Clone)]
 pub(super) struct Tagged {
-    pub(super) writes: mpsc::Sender<Vec<Write>>,
+    pub(super) writes: mpsc::UnboundedSender<Vec<Write>>,
     pub(super) refusals: mpsc::Sender<Refused>,
 }
 
-/// Runs batches until the planner ends.
+/// Runs batches until there are no more.
 pub(super) fn run_inference(
     context: &Context,
     model: &mut dyn Model,
-    batches: &Receiver<Batch<Ready>>,
+    batches: &Batches<Ready>,
     out: &Tagged,
 ) {
-    for Batch { items, .. } in batches {
+    while let Some(Batch { items, .. }) = batches.next(&context.draining) {
         if context.abandoned.is_cancelled() {
             return;
         }
@@ -197,7 +141,7 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
             }
         }
     }
-    writes.is_empty() || out.writes.blocking_send(writes).is_ok()
+    writes.is_empty() || out.writes.send(writes).is_ok()
 }
 
 /// What a point needs of a tagging.
@@ -228,24 +172,22 @@ pub(super) fn to_write(ready: Ready, answer: Arc<Answer>, now: jiff::Timestamp) 
     }
 }
 
-/// Starts the planner and one thread for each model.
+/// Starts one thread for each model.
 pub(super) fn spawn_inference(
     context: &Arc<Context>,
-    planner: BatchPlanner<Ready>,
     models: Vec<Box<dyn Model>>,
-    documents: Receiver<Vec<Ready>>,
+    batches: Batches<Ready>,
     out: &Tagged,
 ) -> Result<Vec<std::thread::JoinHandle<()>>, PipelineError> {
-    // One batch waits while each model runs: enough to keep it busy, and no more to hold back.
-    let (batches_out, batches) = crossbeam_channel::bounded(models.len());
-    let mut threads = vec![spawn(context, "planner".to_owned(), move |context| {
-        run_planner(context, planner, &documents, &batches_out);
-    })?];
-    for (index, mut model) in models.into_iter().enumerate() {
-        let (batches, out) = (batches.clone(), out.clone());
-        threads.push(spawn(context, format!("infer-{index}"), move |context| {
-            run_inference(context, model.as_mut(), &batches, &out);
-        })?);
-    }
-    Ok(threads)
+    let batches = Arc::new(batches);
+    models
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut model)| {
+            let (batches, out) = (batches.clone(), out.clone());
+            spawn(context, format!("infer-{index}"), move |context| {
+                run_inference(context, model.as_mut(), &batches, &out);
+            })
+        })
+        .collect()
 }

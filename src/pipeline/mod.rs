@@ -3,7 +3,7 @@
 //! The only module that sees every stage. Records flow through
 //!
 //! ```text
-//! source -> intake -> prepare (threads) -> planner -> infer (threads) -> writer -> ledger -> commit
+//! source -> intake -> prepare (threads) -> batches -> infer (threads) -> writer -> ledger -> commit
 //!                        `-> tombstones ----------------------------------^
 //!                        `-> refusals -> dead letters -> ledger
 //! ```
@@ -11,6 +11,7 @@
 //! What is admitted by the intake stays in the ledger until it is durable; the ledger's budget bounds
 //! the memory of everything between.
 
+mod batches;
 mod counters;
 mod dead_letters;
 mod ending;
@@ -49,6 +50,7 @@ use crate::store::point::Provenance;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Health, Metrics};
 
+use batches::Batches;
 use dead_letters::{Refusal, run_refuser};
 use ending::{finish, supervise};
 use intake::{IntakeState, spawn_intake};
@@ -61,11 +63,8 @@ use write::{WriterSettings, run_writer};
 /// Chunks of records between intake and preparing threads.
 const RECORD_CHUNKS: usize = 4;
 
-/// Chunks of prepared documents between preparing threads and planner.
+/// Chunks of prepared documents that wait to be gathered into batches.
 const DOCUMENT_CHUNKS: usize = 4;
-
-/// Batches of tagged documents between inference and writer.
-const WRITE_CHUNKS: usize = 8;
 
 /// Refused records that wait for the dead-letter producer.
 const REFUSALS: usize = 64;
@@ -308,7 +307,8 @@ fn start(
 ) -> Result<Running, PipelineError> {
     let (records_out, records) = crossbeam_channel::bounded(RECORD_CHUNKS);
     let (documents_out, documents) = crossbeam_channel::bounded(DOCUMENT_CHUNKS);
-    let (writes_out, writes) = mpsc::channel(WRITE_CHUNKS);
+    // Bounded by the ledger: the writer takes what has come when a write is due, not as it comes.
+    let (writes_out, writes) = mpsc::unbounded_channel();
     let (refusals_out, refusals) = mpsc::channel(REFUSALS);
 
     let prepared = Prepared {
@@ -327,10 +327,8 @@ fn start(
         &prepared,
     )?;
     drop(prepared);
-    let planner = BatchPlanner::new(&wiring.batch);
-    threads.extend(infer::spawn_inference(
-        context, planner, models, documents, &tagged,
-    )?);
+    let batches = Batches::new(BatchPlanner::new(&wiring.batch), documents);
+    threads.extend(infer::spawn_inference(context, models, batches, &tagged)?);
     drop(tagged);
 
     let writer = tokio::spawn({

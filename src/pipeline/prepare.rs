@@ -8,6 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::mpsc;
 
+use super::batches::Arrival;
 use super::dead_letters::Refusal;
 use super::infer::to_write;
 use super::intake::Admitted;
@@ -47,8 +48,8 @@ impl BatchItem for Ready {
 /// Where prepared records go.
 #[derive(Debug, Clone)]
 pub(super) struct Prepared {
-    pub(super) documents: Sender<Vec<Ready>>,
-    pub(super) writes: mpsc::Sender<Vec<Write>>,
+    pub(super) documents: Sender<Arrival<Ready>>,
+    pub(super) writes: mpsc::UnboundedSender<Vec<Write>>,
     pub(super) refusals: mpsc::Sender<Refused>,
 }
 
@@ -67,10 +68,10 @@ pub(super) fn run_prepare(context: &Context, records: &Receiver<Admitted>, out: 
         let (ready, repeated) = split_repeated(context, ready);
         let mut writes = tombstones;
         writes.extend(repeated);
-        if !writes.is_empty() && out.writes.blocking_send(writes).is_err() {
+        if !writes.is_empty() && out.writes.send(writes).is_err() {
             return;
         }
-        if !ready.is_empty() && out.documents.send(ready).is_err() {
+        if !ready.is_empty() && out.documents.send(Arrival::now(ready)).is_err() {
             return;
         }
     }

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::dead_letters::{Refusal, refuse};
 use super::ledger::Ticket;
@@ -32,7 +32,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// First pause between two tries of one batch.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 
-/// Longest wait of an incomplete write for company, so that a drain is noticed soon.
+/// Longest wait of an incomplete write before it is looked at again: it may be full by then, or in a drain.
 const TICK: Duration = Duration::from_millis(20);
 
 /// How often an outage is logged while it lasts.
@@ -98,7 +98,7 @@ pub(super) struct WriterSettings {
 pub(super) async fn run_writer(
     context: Arc<Context>,
     settings: WriterSettings,
-    mut incoming: mpsc::Receiver<Vec<Write>>,
+    mut incoming: mpsc::UnboundedReceiver<Vec<Write>>,
 ) -> Result<(), PipelineError> {
     let refusals = Arc::new(AtomicUsize::new(0));
     let mut in_flight = FuturesUnordered::new();
@@ -116,24 +116,24 @@ pub(super) async fn run_writer(
             pace.sent(Instant::now());
             in_flight.push(write_durably(context.clone(), refusals.clone(), batch));
         }
-        let may_receive = open && pending.len() < settings.batch_points * settings.concurrency;
         let may_linger = !pending.is_empty() && in_flight.len() < settings.concurrency;
         tokio::select! {
             biased;
             Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcome?,
-            received = incoming.recv(), if may_receive => match received {
-                Some(writes) => {
-                    pending.extend(writes);
-                    // What else is at hand joins this batch at no cost.
-                    while pending.len() < settings.batch_points
-                        && let Ok(more) = incoming.try_recv()
-                    {
-                        pending.extend(more);
-                    }
-                }
+            // To wake up for every batch that joins a write which is not due yet would disturb the model.
+            received = incoming.recv(), if open && pending.is_empty() => match received {
+                Some(writes) => pending.extend(writes),
                 None => open = false,
             },
             () = tokio::time::sleep(wait(&pace, &pending).min(TICK)), if may_linger => {}
+        }
+        // What has come meanwhile joins at no cost.
+        while open {
+            match incoming.try_recv() {
+                Ok(writes) => pending.extend(writes),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => open = false,
+            }
         }
     }
     Ok(())
