@@ -183,19 +183,23 @@ mod tests {
 
     #[test]
     fn an_incomplete_batch_goes_after_its_linger_or_in_a_drain() {
-        let (sender, lingering) = batches(50);
-        sender.send(items(0..2)).unwrap();
+        const LINGER_MS: u64 = 300;
+        let (sender, lingering) = batches(LINGER_MS);
         let started = Instant::now();
+        sender.send(items(0..2)).unwrap();
         let batch = lingering.next(&AtomicUsize::new(0)).unwrap();
         assert_eq!(batch.items.len(), 2);
-        assert!(started.elapsed() >= Duration::from_millis(50));
+        assert!(started.elapsed() >= Duration::from_millis(LINGER_MS));
 
         // While the model was busy it has waited long enough.
         sender.send(items(2..3)).unwrap();
-        std::thread::sleep(Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(LINGER_MS + 10));
         let started = Instant::now();
         let late = lingering.next(&AtomicUsize::new(0)).unwrap();
-        assert!(started.elapsed() < Duration::from_millis(50), "{late:?}");
+        assert!(
+            started.elapsed() < Duration::from_millis(LINGER_MS),
+            "{late:?}"
+        );
 
         let (sender, patient) = batches(60_000);
         sender.send(items(0..2)).unwrap();
