@@ -26,6 +26,7 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a full chunk waits for room before fetching is paused: a pause throws away what the
 /// client has fetched ahead, a short wait does not.
 const PAUSE_AFTER: Duration = Duration::from_millis(100);
+/// How often a chunk that finds no room looks again; the full queue before it lasts far longer.
 const ROOM_CHECK: Duration = Duration::from_millis(10);
 /// Pause before it is decided again from where partitions go on.
 const RECOVER_AFTER: Duration = Duration::from_secs(1);
