@@ -255,6 +255,14 @@ fn a_revocation_overtakes_what_waits_and_nothing_of_its_partition_follows() {
                 while !partitions.iter().any(leaving) && started.elapsed() < PATIENCE {
                     std::thread::sleep(Duration::from_millis(10));
                 }
+                // It begins before it has passed what waits: the first records dropped tell that it has. There may be
+                // none to drop, then a second is plenty.
+                let begun = Instant::now();
+                while first.source.counters().dropped == 0
+                    && begun.elapsed() < Duration::from_secs(1)
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
             SourceEvent::Records(records) => {
                 assert!(revoked, "the revocation had to wait for records");
