@@ -47,6 +47,10 @@ const GUESS_TIME: Duration = Duration::from_secs(2);
 const GUESS_GROWTH: usize = 5;
 /// Documents of a run, whatever its rate.
 const MIN_DOCUMENTS: usize = 320;
+/// Documents that a run of a slow model has if that is not more than so many times its length: writes are up to two
+/// seconds apart there, and a rate needs several of them.
+const ENOUGH_DOCUMENTS: f64 = 1_200.0;
+const LONGEST_RUN: f64 = 3.0;
 const MAX_DOCUMENTS: usize = 100_000;
 /// Documents of the run without a model.
 const WITHOUT_MODEL_DOCUMENTS: usize = 200_000;
@@ -210,7 +214,8 @@ impl<'a> Bench<'a> {
         say(&format!("{name}: warming up"));
         let guess = self.guess(&tagger, &sample)?;
         let wanted = guess * self.options.run_time.as_secs_f64();
-        let documents = (wanted as usize).clamp(MIN_DOCUMENTS, MAX_DOCUMENTS);
+        let documents = wanted.max((wanted * LONGEST_RUN).min(ENOUGH_DOCUMENTS));
+        let documents = (documents as usize).clamp(MIN_DOCUMENTS, MAX_DOCUMENTS);
         let fill = self.fill_of(mix, documents, None);
         self.broker.fill(&fill)?;
         self.models.iter().for_each(Lent::start_recording);

@@ -2,7 +2,7 @@
 //! cut into requests. Pure.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -48,6 +48,10 @@ fn check(write: &PointWrite, vector_size: usize) -> Result<(), StoreError> {
 /// The newest write of each document, in the order in which documents first appear. The result,
 /// written at once, leaves what the batch would leave if it were written one by one.
 pub fn newest_per_document(batch: Vec<PointWrite>) -> Vec<PointWrite> {
+    let distinct: HashSet<&str> = batch.iter().map(|write| write.id().as_str()).collect();
+    if distinct.len() == batch.len() {
+        return batch;
+    }
     let mut places: HashMap<DocumentId, usize> = HashMap::with_capacity(batch.len());
     let mut newest: Vec<PointWrite> = Vec::with_capacity(batch.len());
     for write in batch {

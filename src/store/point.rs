@@ -53,6 +53,9 @@ pub mod key {
     pub const DELETED_AT: &str = "deleted_at";
 }
 
+/// Keys of a payload at most: it never has to grow.
+const MOST_KEYS: usize = 20;
+
 /// What the model said of a text, in the form that a point needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
@@ -97,7 +100,7 @@ pub fn build_point(
     now: jiff::Timestamp,
 ) -> Point {
     let (document, answer) = (&tagged.document, &tagged.answer);
-    let mut payload = Map::new();
+    let mut payload = Map::with_capacity(MOST_KEYS);
     let mut put = |key: &str, value: Value| payload.insert(key.to_owned(), value);
     put(key::ID, document.id.as_str().into());
     put(key::TOPIC, answer.topic.as_str().into());

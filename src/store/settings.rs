@@ -15,6 +15,9 @@ use crate::store::StoreError;
 /// Most bytes of one request; a server takes 32 MB, writes get slow long before.
 pub const MAX_REQUEST_BYTES: usize = 5_000_000;
 
+/// Most points of a write; a multiple of what any store gains by.
+const MAX_BATCH_POINTS: usize = 4096;
+
 /// Which store points go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -36,10 +39,10 @@ impl StoreKind {
     }
 
     /// Most points of a write where nothing is configured. The flush of the embedded store costs the same for
-    /// one point and for a thousand; a server's requests go out side by side.
+    /// one point and for thousands; a server's requests go out side by side.
     fn batch_points(self) -> usize {
         match self {
-            Self::Embedded => 1024,
+            Self::Embedded => 2048,
             Self::Qdrant => 128,
         }
     }
@@ -136,7 +139,7 @@ impl StoreSettings {
 
     /// Notes every value that is not allowed.
     pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(violations, "batch_points", self.batch_points(), 1, 1024);
+        check_range(violations, "batch_points", self.batch_points(), 1, MAX_BATCH_POINTS);
         check_range(
             violations,
             "max_batch_bytes",

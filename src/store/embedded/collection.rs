@@ -8,12 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use qdrant_edge::{
-    CountRequest, EdgeShard, Filter, NamedQuery, OperationError, PointIdsList,
+    CountRequest, EdgeShard, Filter, NamedQuery, OperationError, PointId, PointIdsList,
     PointInsertOperations, PointOperations, QueryEnum, QueryRequest, ScoringQuery, UpdateOperation,
     VectorInternal, VectorOperations, WithPayloadInterface, WithVector,
 };
 use serde_json::{Map, Value};
-use uuid::Uuid;
 
 use crate::document::{DocumentId, Version};
 use crate::store::embedded::convert;
@@ -100,19 +99,23 @@ impl Collection {
     /// Writes what is not older than what is there. One thread does all writing, so that nothing
     /// comes between the look and the write.
     pub(super) fn apply(&self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
-        let stored = self.stored(&batch)?;
+        let ids: Vec<_> = batch
+            .iter()
+            .map(|write| convert::point_id(write.id().point_id()))
+            .collect();
+        let stored = self.stored(&ids)?;
         let mut emptied = Vec::new();
         let mut points = Vec::with_capacity(batch.len());
-        for write in batch {
-            let before = stored.get(&write.id().point_id());
+        for (id, write) in ids.into_iter().zip(batch) {
+            let before = stored.get(&id);
             let version = before.and_then(|before| before.version.as_ref());
             if !may_replace(version, write.version()) {
                 continue;
             }
             if write.is_tombstone() && before.is_some_and(|before| !before.marker) {
-                emptied.push(convert::point_id(write.id().point_id()));
+                emptied.push(id);
             }
-            points.push(convert::point(write, &self.vector_name));
+            points.push(convert::point(id, write, &self.vector_name));
         }
         if points.is_empty() {
             return Ok(());
@@ -144,11 +147,7 @@ impl Collection {
         Ok(())
     }
 
-    fn stored(&self, batch: &[PointWrite]) -> Result<HashMap<Uuid, Stored>, StoreError> {
-        let ids: Vec<_> = batch
-            .iter()
-            .map(|write| convert::point_id(write.id().point_id()))
-            .collect();
+    fn stored(&self, ids: &[PointId]) -> Result<HashMap<PointId, Stored>, StoreError> {
         let keys = [
             key::VERSION,
             key::KAFKA_TOPIC,
@@ -161,7 +160,7 @@ impl Collection {
             .map(convert::path)
             .collect::<Result<_, _>>()?;
         let fields = WithPayloadInterface::Fields(fields);
-        let found = guard(|| self.shard.retrieve(&ids, Some(fields), None))?;
+        let found = guard(|| self.shard.retrieve(ids, Some(fields), None))?;
         Ok(found
             .into_iter()
             .map(|record| {
@@ -170,7 +169,7 @@ impl Collection {
                     version: read_version(&payload),
                     marker: is_marker(&payload),
                 };
-                (convert::uuid(record.id), stored)
+                (record.id, stored)
             })
             .collect())
     }

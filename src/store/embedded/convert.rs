@@ -13,9 +13,8 @@ use crate::store::embedded::folder::is_full;
 use crate::store::point::{into_stored, key};
 use crate::store::{IndexKind, PointFilter, PointWrite, StoreError};
 
-/// A write as the engine stores it: the named vector, none for a marker.
-pub(super) fn point(write: PointWrite, vector_name: &str) -> PointStructPersisted {
-    let id = point_id(write.id().point_id());
+/// A write as the engine stores it under `id`: the named vector, none for a marker.
+pub(super) fn point(id: PointId, write: PointWrite, vector_name: &str) -> PointStructPersisted {
     let (payload, vector) = into_stored(write);
     let vectors = vector
         .map(|vector| (vector_name.to_owned(), VectorPersisted::Dense(vector)))

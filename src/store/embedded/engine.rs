@@ -26,6 +26,8 @@ use crate::store::{
 
 /// Writes after which the segments are looked at: removed points are cleaned up, the graph is built.
 const OPTIMISE_EVERY_POINTS: usize = 50_000;
+/// Points that the engine is given at once: what it makes of them stays in the caches.
+const APPLIED_AT_ONCE: usize = 256;
 /// Bytes of one file of the log.
 const LOG_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of the smallest write in the log, about: a marker.
@@ -169,7 +171,7 @@ impl Engine {
         let collection = self.collection_mut()?;
         let batch = prepare(batch, collection.vector_size)?;
         let points = batch.len();
-        let result = split(batch, points, max_bytes)
+        let result = split(batch, APPLIED_AT_ONCE, max_bytes)
             .into_iter()
             .try_for_each(|request| collection.apply(request));
         self.written_since_optimise += points;

@@ -315,7 +315,7 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(keys, ["source", "published_at", "deleted", "deleted_at"]);
+        assert_eq!(keys, ["source", "published_at", "deleted"]);
     }
 
     #[test]
