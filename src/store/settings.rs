@@ -139,7 +139,13 @@ impl StoreSettings {
 
     /// Notes every value that is not allowed.
     pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(violations, "batch_points", self.batch_points(), 1, MAX_BATCH_POINTS);
+        check_range(
+            violations,
+            "batch_points",
+            self.batch_points(),
+            1,
+            MAX_BATCH_POINTS,
+        );
         check_range(
             violations,
             "max_batch_bytes",

@@ -136,17 +136,6 @@ impl Collection {
         ))
     }
 
-    /// Lets the engine's log go on `count` numbers later. After a power cut the log may have lost the
-    /// end of its last full file (the engine does not wait until a full file is on the disk), and the
-    /// engine takes a write whose number it has seen before for an old one and drops it.
-    pub(super) fn skip_numbers(&self, count: usize) -> Result<(), StoreError> {
-        for _ in 0..count {
-            let nothing = PointOperations::DeletePoints { ids: Vec::new() };
-            self.update(UpdateOperation::PointOperation(nothing))?;
-        }
-        Ok(())
-    }
-
     fn stored(&self, ids: &[PointId]) -> Result<HashMap<PointId, Stored>, StoreError> {
         let keys = [
             key::VERSION,

@@ -19,6 +19,7 @@ use crate::store::batch::{prepare, split};
 use crate::store::embedded::collection::{Collection, guard};
 use crate::store::embedded::convert;
 use crate::store::embedded::folder::Folder;
+use crate::store::embedded::log::{self, Log};
 use crate::store::{
     CollectionInfo, CollectionSpec, IndexKind, PointFilter, PointWrite, SearchHit, StoreError,
     StoreSettings,
@@ -28,10 +29,6 @@ use crate::store::{
 const OPTIMISE_EVERY_POINTS: usize = 50_000;
 /// Points that the engine is given at once: what it makes of them stays in the caches.
 const APPLIED_AT_ONCE: usize = 256;
-/// Bytes of one file of the log.
-const LOG_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes of the smallest write in the log, about: a marker.
-const SMALLEST_ENTRY_BYTES: usize = 256;
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_secs(1);
 const MEGABYTE: u64 = 1_000_000;
@@ -39,6 +36,7 @@ const KILOBYTE: usize = 1024;
 
 pub(super) struct Engine {
     folder: Folder,
+    log: Log,
     limits: Limits,
     state: State,
     /// Closing failed: what was applied and not yet flushed may be gone, though the shard is open again.
@@ -72,6 +70,7 @@ impl Engine {
     pub(super) fn open(settings: &StoreSettings) -> Result<Self, StoreError> {
         let folder = Folder::open(&settings.path, &settings.collection)?;
         let mut engine = Self {
+            log: Log::of_shard(&folder.shard()),
             folder,
             limits: Limits {
                 min_free_bytes: settings.min_free_mb * MEGABYTE,
@@ -90,9 +89,9 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Opens the shard, its log trimmed first.
+    /// Opens the shard, its log begun anew.
     fn load(&self) -> Result<Collection, StoreError> {
-        self.folder.trim_log()?;
+        self.log.restart()?;
         let path = self.folder.shard();
         let shard = guard(|| EdgeShard::load(&path, None)).map_err(|error| match error {
             StoreError::Full(reason) => StoreError::Full(reason),
@@ -119,15 +118,11 @@ impl Engine {
             )));
         };
         self.set_optimizers(&shard, vector_size)?;
-        let collection = Collection {
+        Ok(Collection {
             shard,
             vector_name,
             vector_size,
-        };
-        if !self.folder.take_closed()? {
-            collection.skip_numbers(LOG_SEGMENT_BYTES / SMALLEST_ENTRY_BYTES)?;
-        }
-        Ok(collection)
+        })
     }
 
     /// The graph's threshold follows the settings, not those of the day of creation.
@@ -168,12 +163,14 @@ impl Engine {
     pub(super) fn apply(&mut self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
         self.check_room()?;
         let max_bytes = self.limits.max_batch_bytes;
-        let collection = self.collection_mut()?;
-        let batch = prepare(batch, collection.vector_size)?;
+        let batch = prepare(batch, self.collection_mut()?.vector_size)?;
         let points = batch.len();
         let result = split(batch, APPLIED_AT_ONCE, max_bytes)
             .into_iter()
-            .try_for_each(|request| collection.apply(request));
+            .try_for_each(|request| {
+                self.collection_mut()?.apply(request)?;
+                self.log.discard()
+            });
         self.written_since_optimise += points;
         self.heed(result)
     }
@@ -227,7 +224,7 @@ impl Engine {
 
     fn suspend(&mut self, state: State) {
         if let State::Open(collection) = std::mem::replace(&mut self.state, state)
-            && let Err(error) = collection.close().and_then(|()| self.folder.note_closed())
+            && let Err(error) = collection.close()
         {
             self.lost = true;
             tracing::warn!(%error, "the embedded store did not close cleanly");
@@ -242,7 +239,7 @@ impl Engine {
         }
         if self.log_checked.elapsed() >= LOG_CHECK_EVERY {
             self.log_checked = Instant::now();
-            if self.folder.log_bytes() > self.limits.max_log_bytes {
+            if self.log.bytes() > self.limits.max_log_bytes {
                 self.suspend(State::Suspended);
                 if let Err(error) = self.collection_mut() {
                     tracing::warn!(%error, "cannot open the embedded store anew");
@@ -341,8 +338,6 @@ impl Engine {
                 self.folder.collection()
             )));
         }
-        // What a removed collection left says nothing about this one.
-        self.folder.take_closed()?;
         let path = self.folder.shard();
         std::fs::create_dir_all(&path).map_err(|error| {
             StoreError::Fatal(format!("cannot make {}: {error}", path.display()))
@@ -354,7 +349,7 @@ impl Engine {
             .vector(spec.vector_name.as_str(), params)
             .on_disk_payload(true)
             .wal_options(WalOptions {
-                segment_capacity: LOG_SEGMENT_BYTES,
+                segment_capacity: log::FILE_BYTES,
                 ..WalOptions::default()
             })
             .optimizers(self.optimizers(spec.vector_size))
@@ -434,8 +429,7 @@ impl Engine {
         let failed = State::Failed(StoreError::Fatal("the store has been closed".into()));
         if let State::Open(collection) = std::mem::replace(&mut self.state, failed) {
             flushed?;
-            collection.close()?;
-            self.folder.note_closed()
+            collection.close()
         } else {
             flushed
         }

@@ -1,11 +1,10 @@
-//! The embedded store's folder: what lies where, who may use it, how much room is left, and the
-//! trimming of the engine's log. Knows files; knows nothing of points.
+//! The embedded store's folder: what lies where, who may use it, how much room is left. Knows files; knows nothing
+//! of points.
 //!
 //! ```text
 //! <store.path>/aliases.json                     alias -> collection
 //! <store.path>/<collection>/lock                held while a process uses the collection
 //! <store.path>/<collection>/collection.json     what migrations keep about it
-//! <store.path>/<collection>/closed              there while the collection is closed in order
 //! <store.path>/<collection>/shard/              the engine's own
 //! ```
 
@@ -22,8 +21,6 @@ use crate::store::StoreError;
 
 /// The engine writes this file first of all: where it is, the collection exists.
 const SHARD_CONFIG: &str = "edge_config.json";
-/// Name of a segment of the log that is full, before its first entry's number.
-const CLOSED_SEGMENT: &str = "closed-";
 
 type Aliases = BTreeMap<String, String>;
 
@@ -137,65 +134,9 @@ impl Folder {
     pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
         fs4::available_space(&self.folder).map_err(|error| unusable(&self.folder, &error))
     }
-
-    /// Notes that the engine has been closed in order.
-    pub(super) fn note_closed(&self) -> Result<(), StoreError> {
-        let path = self.folder.join("closed");
-        fs::write(&path, "").map_err(|error| unusable(&path, &error))
-    }
-
-    /// Whether the engine was closed in order, and notes that it no longer is.
-    pub(super) fn take_closed(&self) -> Result<bool, StoreError> {
-        let path = self.folder.join("closed");
-        match fs::remove_file(&path) {
-            // On the disk before anything is written, or a power cut might bring the note back.
-            Ok(()) => sync_folder(&self.folder).map(|()| true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(unusable(&path, &error)),
-        }
-    }
-
-    /// Bytes of the engine's log.
-    pub(super) fn log_bytes(&self) -> u64 {
-        let Ok(entries) = fs::read_dir(self.shard().join("wal")) else {
-            return 0;
-        };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.metadata().ok())
-            .map(|metadata| metadata.len())
-            .sum()
-    }
-
-    /// Deletes the full segments of the engine's log but the last, which holds the number at which
-    /// the log goes on (a log that began again at 0 would make the engine ignore new writes as old
-    /// ones). Only while the engine is not open. Nothing is lost: the engine never reads its log
-    /// back, and closing it has flushed what the log says into the segments.
-    pub(super) fn trim_log(&self) -> Result<(), StoreError> {
-        let wal = self.shard().join("wal");
-        let entries = match fs::read_dir(&wal) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(unusable(&wal, &error)),
-        };
-        let mut closed: Vec<(u64, PathBuf)> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let first_entry = name.strip_prefix(CLOSED_SEGMENT)?.parse().ok()?;
-                Some((first_entry, entry.path()))
-            })
-            .collect();
-        closed.sort_unstable();
-        closed.pop();
-        for (_, path) in closed {
-            fs::remove_file(&path).map_err(|error| unusable(&path, &error))?;
-        }
-        Ok(())
-    }
 }
 
-fn unusable(path: &Path, error: &std::io::Error) -> StoreError {
+pub(super) fn unusable(path: &Path, error: &std::io::Error) -> StoreError {
     let message = format!(
         "cannot use {} of the embedded store: {error}; check that store.path leads to a folder on a \
          disk that works and that this user may write",
@@ -249,7 +190,7 @@ fn write_json<T: Serialize>(folder: &Path, name: &str, value: &T) -> Result<(), 
     sync_folder(folder)
 }
 
-fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| unusable(folder, &error))
@@ -304,23 +245,5 @@ mod tests {
         assert_eq!(folder.collection(), "documents_2");
         folder.set_alias("current", None).unwrap();
         assert_eq!(folder.alias("current"), Ok(None));
-    }
-
-    #[test]
-    fn trimming_keeps_the_newest_full_segment() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::open(root.path(), "documents").unwrap();
-        let wal = folder.shard().join("wal");
-        fs::create_dir_all(&wal).unwrap();
-        for name in ["closed-0", "closed-90", "closed-1000", "open-4"] {
-            fs::write(wal.join(name), "x").unwrap();
-        }
-        folder.trim_log().unwrap();
-        let mut left: Vec<_> = fs::read_dir(&wal)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["closed-1000", "open-4"]);
     }
 }

@@ -23,6 +23,7 @@ mod collection;
 mod convert;
 mod engine;
 mod folder;
+mod log;
 
 use collection::ENGINE_FAILED;
 use engine::Engine;

@@ -253,6 +253,59 @@ async fn the_log_stays_in_bounds() {
     store.close().await.unwrap();
 }
 
+/// After a power cut the names of the log's last full files may be lost; the numbers that they stood for must not come
+/// again, or the engine takes new writes for old ones.
+#[tokio::test]
+async fn names_of_the_log_that_are_lost_lose_no_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = embedded_settings(folder.path());
+    let wal = folder.path().join("documents/shard/wal");
+    let names = |prefix: &str| -> Vec<(u64, std::path::PathBuf)> {
+        let entries = std::fs::read_dir(&wal).unwrap().map(Result::unwrap);
+        let numbered = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            Some((name.strip_prefix(prefix)?.parse().unwrap(), entry.path()))
+        });
+        let mut numbered: Vec<_> = numbered.collect();
+        numbered.sort();
+        numbered
+    };
+    let long = "字".repeat(3000);
+    for round in 0..3 {
+        let store = open(&settings).await.unwrap();
+        let batch = |offset| -> Vec<_> {
+            (0..1000)
+                .map(|number| write(&format!("n-{number}"), version(0, offset, 0), &long))
+                .collect()
+        };
+        for write in 0..4 {
+            store.write(batch(round * 10 + write)).await.unwrap();
+        }
+        let last = vec![write(
+            "n-7",
+            version(0, round * 10 + 9, 0),
+            &format!("{round}"),
+        )];
+        store.write(last).await.unwrap();
+        let stored = store.fetch(id("n-7")).await.unwrap().unwrap();
+        assert_eq!(stored["title"], format!("{round}"));
+        store.close().await.unwrap();
+        let closed = names("closed-");
+        assert!(
+            closed.len() > 3,
+            "the log is too small for this test: {closed:?}"
+        );
+        for (lost, (_, path)) in closed.iter().rev().take(2).enumerate() {
+            std::fs::rename(path, wal.join(format!("open-{}", 1_000 + lost))).unwrap();
+        }
+    }
+    let store = open(&settings).await.unwrap();
+    let stored = store.fetch(id("n-7")).await.unwrap().unwrap();
+    assert_eq!(stored["title"], "2");
+    assert_eq!(store.count(PointFilter::default()).await, Ok(1000));
+    store.close().await.unwrap();
+}
+
 /// A file of the log grows beyond its size only for an entry that is larger.
 #[tokio::test]
 async fn a_large_write_is_cut_into_requests_of_bounded_bytes() {
