@@ -47,8 +47,8 @@ const GUESS_TIME: Duration = Duration::from_secs(2);
 const GUESS_GROWTH: usize = 5;
 /// Documents of a run, whatever its rate.
 const MIN_DOCUMENTS: usize = 320;
-/// Documents that a run of a slow model has if that is not more than so many times its length: writes are up to two
-/// seconds apart there, and a rate needs several of them.
+/// Documents that a run of a slow model has if that is not more than so many times its length: writes are up to a
+/// second apart there, and a rate needs many of them.
 const ENOUGH_DOCUMENTS: f64 = 1_200.0;
 const LONGEST_RUN: f64 = 3.0;
 const MAX_DOCUMENTS: usize = 100_000;

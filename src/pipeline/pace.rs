@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// Longest wait of an incomplete write whose documents have been under way for long, in lingers.
-const LONGEST_IN_LINGERS: u32 = 10;
+const LONGEST_IN_LINGERS: u32 = 5;
 
 /// The pace of writes. A write costs the store as much as its points do, however few they are: under load an
 /// incomplete one waits for company, after a pause it goes out at once. Where documents queue for the model it
@@ -18,7 +18,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// For writes of at most `full` points of which incomplete ones are at least `linger` apart, at most ten times
+    /// For writes of at most `full` points of which incomplete ones are at least `linger` apart, at most five times
     /// as long.
     pub(super) fn new(full: usize, linger: Duration) -> Self {
         Self {
@@ -72,7 +72,7 @@ mod tests {
         let mut pace = Pace::new(FULL, LINGER);
         let start = Instant::now();
         let wait_after = |pace: &Pace, under_way| pace.wait(1, start, start + under_way);
-        for (under_way_ms, wait_ms) in [(100, 200), (400, 200), (1_000, 500), (60_000, 2_000)] {
+        for (under_way_ms, wait_ms) in [(100, 200), (400, 200), (1_000, 500), (60_000, 1_000)] {
             let under_way = Duration::from_millis(under_way_ms);
             pace.sent(start + under_way);
             let wait = wait_after(&pace, under_way);

@@ -190,7 +190,10 @@ async fn a_killed_backfill_goes_on_where_it_was_and_a_finished_one_begins_anew()
     let total = wanted_documents();
     let ground = Ground::new(3);
     ground.produce(&documents("doc", usize::try_from(total).unwrap()));
-    let mut first = ground.spawn(&[&["backfill"], &ALL[..]].concat());
+    // At a bounded rate: what is done twice is what becomes durable between a commit and the kill, and that the machine
+    // may be busy with other tests must not decide how much that is.
+    let slowly = ["--max-docs-per-second", "100"];
+    let mut first = ground.spawn(&[&["backfill"], &ALL[..], &slowly[..]].concat());
     let store = ground.store().await;
     let deadline = Instant::now() + patience();
     while store.count(PointFilter::default()).await.unwrap() < total / 3 {
