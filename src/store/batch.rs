@@ -48,6 +48,7 @@ fn check(write: &PointWrite, vector_size: usize) -> Result<(), StoreError> {
 /// The newest write of each document, in the order in which documents first appear. The result,
 /// written at once, leaves what the batch would leave if it were written one by one.
 pub fn newest_per_document(batch: Vec<PointWrite>) -> Vec<PointWrite> {
+    // Nearly always: then nothing has to be copied or moved.
     let distinct: HashSet<&str> = batch.iter().map(|write| write.id().as_str()).collect();
     if distinct.len() == batch.len() {
         return batch;

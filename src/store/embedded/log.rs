@@ -103,7 +103,8 @@ impl Log {
         let file = File::options().write(true).open(&kept);
         file.and_then(|file| file.set_len(KEPT_BYTES))
             .map_err(failed(&kept))?;
-        let restarted = self.folder.join(format!("{CLOSED}{}", number + JUMP));
+        let number = number.saturating_add(JUMP);
+        let restarted = self.folder.join(format!("{CLOSED}{number}"));
         fs::rename(&kept, &restarted).map_err(failed(&kept))?;
         let rest = closed.into_iter().chain(open).map(|(_, path)| path);
         for path in rest.filter(|path| *path != kept) {
