@@ -15,8 +15,6 @@ use crate::kafka::{EmbeddedBroker, SampleProducer, SampleRecord};
 
 /// The hidden argument that makes a process the broker of another.
 pub const SERVE_ARGUMENT: &str = "--serve-broker";
-/// Documents that are produced between two looks at the clock.
-const PACED_CHUNK: usize = 8;
 
 /// What the parent wants in a topic.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -102,12 +100,17 @@ fn paced(
     rate: f64,
 ) -> Result<(), BenchError> {
     let started = Instant::now();
-    // Slow rates go one by one, or a chunk would arrive as a burst.
-    let chunk = if rate > 200.0 { PACED_CHUNK } else { 1 };
-    for (number, chunk) in records.chunks(chunk).enumerate() {
-        let due = Duration::from_secs_f64((number * chunk.len()) as f64 / rate);
+    let mut produced = 0;
+    while produced < records.len() {
+        let due = Duration::from_secs_f64(produced as f64 / rate);
         thread::sleep(due.saturating_sub(started.elapsed()));
-        producer.produce(topic, chunk).map_err(BenchError::setup)?;
+        // All that are due by now: a delivery takes longer than the documents of a fast rate are apart.
+        let now_due = (started.elapsed().as_secs_f64() * rate) as usize + 1;
+        let upto = now_due.clamp(produced + 1, records.len());
+        producer
+            .produce(topic, records.get(produced..upto).unwrap_or_default())
+            .map_err(BenchError::setup)?;
+        produced = upto;
     }
     Ok(())
 }

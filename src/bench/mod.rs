@@ -51,13 +51,16 @@ const MIN_DOCUMENTS: usize = 320;
 /// second apart there, and a rate needs many of them.
 const ENOUGH_DOCUMENTS: f64 = 1_200.0;
 const LONGEST_RUN: f64 = 3.0;
-const MAX_DOCUMENTS: usize = 100_000;
+const MAX_DOCUMENTS: usize = 200_000;
 /// Documents of the run without a model.
 const WITHOUT_MODEL_DOCUMENTS: usize = 200_000;
 /// Documents of a stage measured alone.
 const STAGE_DOCUMENTS: usize = 5_000;
 /// Share of the pipeline's rate at which latencies are taken.
 const LATENCY_LOAD: f64 = 0.5;
+/// What arrives in this time is not counted: a worker joins its group in three seconds, and at half the load it takes
+/// as long again to catch up.
+const LATENCY_WARM_UP: Duration = Duration::from_secs(8);
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -318,14 +321,14 @@ impl<'a> Bench<'a> {
 
     /// From produced to written, with documents that arrive evenly.
     async fn latencies(&mut self, mix: Mix, per_second: f64) -> Result<Vec<f64>, BenchError> {
-        let wanted = per_second * self.options.run_time.as_secs_f64();
+        let warm_up = LATENCY_WARM_UP.as_secs_f64();
+        let wanted = per_second * (warm_up + self.options.run_time.as_secs_f64());
         let documents = (wanted as usize).clamp(MIN_DOCUMENTS / 4, MAX_DOCUMENTS);
+        let warm_up = ((per_second * warm_up) as usize).min(documents / 2);
         let fill = self.fill_of(mix, documents, Some(per_second));
         self.broker.begin_fill(&fill)?;
         let seen = self.run(&fill).await?;
         self.broker.finish_fill()?;
-        // The first ones waited for the worker to join its group.
-        let warm_up = documents / 2;
         Ok(seen.notes.latencies_ms.into_iter().skip(warm_up).collect())
     }
 
