@@ -51,7 +51,7 @@ const MIN_DOCUMENTS: usize = 320;
 /// second apart there, and a rate needs many of them.
 const ENOUGH_DOCUMENTS: f64 = 1_200.0;
 const LONGEST_RUN: f64 = 3.0;
-const MAX_DOCUMENTS: usize = 200_000;
+const MAX_DOCUMENTS: usize = 100_000;
 /// Documents of the run without a model.
 const WITHOUT_MODEL_DOCUMENTS: usize = 200_000;
 /// Documents of a stage measured alone.
@@ -61,6 +61,8 @@ const LATENCY_LOAD: f64 = 0.5;
 /// What arrives in this time is not counted: a worker joins its group in three seconds, and at half the load it takes
 /// as long again to catch up.
 const LATENCY_WARM_UP: Duration = Duration::from_secs(8);
+/// Share of the documents that is counted in any case, where a fast rate has too few of them.
+const LEAST_COUNTED: f64 = 0.2;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -324,7 +326,7 @@ impl<'a> Bench<'a> {
         let warm_up = LATENCY_WARM_UP.as_secs_f64();
         let wanted = per_second * (warm_up + self.options.run_time.as_secs_f64());
         let documents = (wanted as usize).clamp(MIN_DOCUMENTS / 4, MAX_DOCUMENTS);
-        let warm_up = ((per_second * warm_up) as usize).min(documents / 2);
+        let warm_up = (per_second * warm_up).min(documents as f64 * (1.0 - LEAST_COUNTED)) as usize;
         let fill = self.fill_of(mix, documents, Some(per_second));
         self.broker.begin_fill(&fill)?;
         let seen = self.run(&fill).await?;
