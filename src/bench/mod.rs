@@ -266,6 +266,7 @@ impl<'a> Bench<'a> {
             ceiling_documents_per_second: median(&ceilings),
             pipeline_documents_per_second: rate,
             ratio: median(&ratios),
+            ratios,
             cpu_ratio: median(&cpu_ratios),
             padding_efficiency: first.padding_efficiency(),
             latency_p50_ms: median(&latencies),

@@ -32,6 +32,8 @@ pub struct MixReport {
     pub pipeline_documents_per_second: f64,
     /// The median of the rounds' ratios, each of two runs in turn.
     pub ratio: f64,
+    /// All rounds' ratios, in their order: how far apart they lie tells what the median is worth.
+    pub ratios: Vec<f64>,
     /// The ceiling's processor time by the pipeline's, start and end of each included: what a machine
     /// that does other work besides cannot distort.
     pub cpu_ratio: f64,
@@ -48,6 +50,15 @@ pub struct MixReport {
     /// Tokens of texts and prompts a second, padding not counted.
     #[serde(skip)]
     pub tokens_per_second: f64,
+}
+
+impl MixReport {
+    /// The lowest and the highest ratio of all rounds; none without a round.
+    pub fn ratio_range(&self) -> Option<(f64, f64)> {
+        let lowest = self.ratios.iter().copied().min_by(f64::total_cmp)?;
+        let highest = self.ratios.iter().copied().max_by(f64::total_cmp)?;
+        Some((lowest, highest))
+    }
 }
 
 /// Colours of the stages, apart from each other for every eye.
@@ -124,6 +135,7 @@ mod tests {
             ceiling_documents_per_second: 100.0,
             pipeline_documents_per_second: 97.0,
             ratio: 0.97,
+            ratios: vec![0.98, 0.97, 0.9],
             cpu_ratio: 0.95,
             padding_efficiency: 0.96,
             latency_p50_ms: 20.0,
@@ -158,6 +170,7 @@ mod tests {
         ] {
             assert!(titles[key].is_f64(), "{key}");
         }
+        assert_eq!(titles["ratios"], serde_json::json!([0.98, 0.97, 0.9]));
         assert_eq!(titles["stages"]["infer"], 0.9);
         for key in ["model", "device", "precision"] {
             assert!(json[key].is_string(), "{key}");
@@ -165,6 +178,15 @@ mod tests {
         assert_eq!(json["without_model_documents_per_second"], 31_000.0);
         assert_eq!(json["start_seconds"], 0.4);
         assert!(titles.get("tokens_per_second").is_none());
+    }
+
+    #[test]
+    fn the_range_spans_all_rounds() {
+        let mut report = report();
+        let titles = report.mixes.get_mut("titles").unwrap();
+        assert_eq!(titles.ratio_range(), Some((0.9, 0.98)));
+        titles.ratios.clear();
+        assert_eq!(titles.ratio_range(), None);
     }
 
     #[test]

@@ -208,6 +208,7 @@ fn show(report: &Report, arguments: &Arguments) -> Result<(), Failure> {
         "tokens/s",
         "ceiling",
         "ratio",
+        "of rounds",
         "cpu ratio",
         "padding",
         "p50 ms",
@@ -221,6 +222,10 @@ fn show(report: &Report, arguments: &Arguments) -> Result<(), Failure> {
             format!("{:.0}", mix.tokens_per_second),
             format!("{:.0}", mix.ceiling_documents_per_second),
             format!("{:.3}", mix.ratio),
+            mix.ratio_range()
+                .map_or(String::new(), |(lowest, highest)| {
+                    format!("{lowest:.2}-{highest:.2}")
+                }),
             format!("{:.3}", mix.cpu_ratio),
             format!("{:.3}", mix.padding_efficiency),
             format!("{:.0}", mix.latency_p50_ms),
