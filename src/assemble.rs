@@ -92,7 +92,7 @@ fn names_no_bundle(error: &BundleError) -> bool {
 fn is_setting_of_model(error: &ModelError) -> bool {
     match error {
         ModelError::Bundle(error) => names_no_bundle(error),
-        ModelError::Runtime(_) | ModelError::Device(_) => true,
+        ModelError::Runtime(_) | ModelError::Device(_) | ModelError::Prepared { .. } => true,
         ModelError::Load { .. } | ModelError::Contract { .. } | ModelError::Run { .. } => false,
     }
 }

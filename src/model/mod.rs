@@ -3,11 +3,12 @@
 //!
 //! `bundle.rs` verifies the folder that a model comes in, `runtime.rs` finds ONNX Runtime,
 //! `verification.rs` holds how its export was checked,
-//! `device.rs` names what a session runs on, `providers.rs` sets that up in ONNX Runtime, `session.rs` runs passes, `settings.rs` holds the
+//! `prepared.rs` keeps weights in the processor's form, `device.rs` names what a session runs on, `providers.rs` sets that up in ONNX Runtime, `session.rs` runs passes, `settings.rs` holds the
 //! section `model`. Only this folder names `ort`.
 
 mod bundle;
 mod device;
+mod prepared;
 mod providers;
 mod runtime;
 mod session;
@@ -81,6 +82,17 @@ pub enum ModelError {
         /// The graph's file.
         path: String,
         /// What the runtime said.
+        reason: String,
+    },
+    /// Weights cannot be kept in the processor's form.
+    #[error(
+        "the folder {folder} (model.prepared_weights) cannot be used: {reason}; it has to be writable and takes twice the \
+         size of the weights; empty, weights are prepared at every start"
+    )]
+    Prepared {
+        /// The folder.
+        folder: String,
+        /// Why not.
         reason: String,
     },
     /// The graph has other inputs or outputs than the contract.

@@ -1,6 +1,7 @@
 //! Sessions of ONNX Runtime: builds them as configured, holds them to the graph contract, runs passes.
 //! Knows tensors; knows nothing of documents, labels or batching.
 
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use ort::environment::Environment;
@@ -11,6 +12,7 @@ use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::bundle::{Bundle, Precision};
 use super::device::{Device, DeviceError};
+use super::prepared;
 use super::providers;
 use super::runtime;
 use super::settings::{Fallback, ModelSettings};
@@ -71,7 +73,17 @@ impl OnnxModel {
         device: Device,
     ) -> Result<Vec<Self>, ModelError> {
         let parallelism = settings.parallelism(device, bundle.graph_bytes());
-        let load = || Self::load(environment, bundle, settings, device, parallelism.threads);
+        let graph = Graph::of(environment, bundle, settings, device)?;
+        let load = || {
+            Self::load(
+                environment,
+                bundle,
+                &graph,
+                settings,
+                device,
+                parallelism.threads,
+            )
+        };
         // The first one alone: what is wrong is then said once.
         let mut sessions = vec![load()?];
         let others: Vec<_> = thread::scope(|scope| {
@@ -107,11 +119,12 @@ impl OnnxModel {
     fn load(
         environment: &Environment,
         bundle: &Bundle,
+        graph: &Graph,
         settings: &ModelSettings,
         device: Device,
         threads: usize,
     ) -> Result<Self, ModelError> {
-        let path = bundle.graph_path(device);
+        let path = &graph.path;
         let failed = |error: ort::Error| match device {
             Device::Cpu => ModelError::Load {
                 path: path.display().to_string(),
@@ -124,8 +137,11 @@ impl OnnxModel {
             }),
         };
         let builder = builder(environment, settings, threads).map_err(failed)?;
+        let builder = builder
+            .with_optimization_level(graph.level())
+            .map_err(|error| failed(error.into()))?;
         let mut builder = providers::register(builder, settings, device, bundle)?;
-        let session = builder.commit_from_file(&path).map_err(failed)?;
+        let session = builder.commit_from_file(path).map_err(failed)?;
         let hidden_size = bundle.manifest().hidden_size;
         check_contract(session.inputs(), session.outputs(), hidden_size).map_err(|reason| {
             ModelError::Contract {
@@ -146,6 +162,74 @@ impl OnnxModel {
     }
 }
 
+/// What a session loads.
+#[derive(Debug)]
+struct Graph {
+    path: PathBuf,
+    /// Optimised already, its weights in the processor's form.
+    is_prepared: bool,
+}
+
+impl Graph {
+    fn of(
+        environment: &Environment,
+        bundle: &Bundle,
+        settings: &ModelSettings,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let path = bundle.graph_path(device);
+        match settings.prepared_folder() {
+            Some(folder) if !device.is_gpu() => {
+                let write = |to: &Path| prepare(environment, settings, &path, to);
+                let path = prepared::graph(folder, bundle.fingerprint(), ort::info(), write)?;
+                Ok(Self {
+                    path,
+                    is_prepared: true,
+                })
+            }
+            _ => Ok(Self {
+                path,
+                is_prepared: false,
+            }),
+        }
+    }
+
+    fn level(&self) -> GraphOptimizationLevel {
+        if self.is_prepared {
+            GraphOptimizationLevel::Disable
+        } else {
+            GraphOptimizationLevel::All
+        }
+    }
+}
+
+/// Smaller tensors stay within the graph.
+const SMALLEST_EXTERNAL_BYTES: &str = "1024";
+
+/// Writes the optimised graph to `to`, and beside it its weights in the processor's form.
+fn prepare(
+    environment: &Environment,
+    settings: &ModelSettings,
+    from: &Path,
+    to: &Path,
+) -> Result<(), ort::Error> {
+    let mut builder = builder(environment, settings, 1)?
+        // That the file is for this machine alone is what is wanted.
+        .with_log_level(LogLevel::Error)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_optimized_model_path(to)?
+        .with_config_entry(
+            "session.optimized_model_external_initializers_file_name",
+            prepared::WEIGHTS,
+        )?
+        .with_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes",
+            SMALLEST_EXTERNAL_BYTES,
+        )?
+        .with_config_entry("session.save_external_prepacked_constant_initializers", "1")?;
+    builder.commit_from_file(from).map(drop)
+}
+
 fn builder(
     environment: &Environment,
     settings: &ModelSettings,
@@ -154,7 +238,6 @@ fn builder(
     let builder = Session::builder(environment)?
         // A session's own level, or else everything is formatted and thrown away.
         .with_log_level(LogLevel::Warning)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads)?
         .with_intra_op_spinning(settings.spin)?
         // A pattern is planned for one shape and kept: batches have a new shape every time.
@@ -356,6 +439,26 @@ mod tests {
                 assert_eq!(model.run(&input).unwrap(), expected);
             }
         }
+    }
+
+    #[test]
+    fn prepared_weights_change_no_answer() {
+        let input = pass(&[20, 7], vec![800, 900, 1000]);
+        let expected = model(&settings()).run(&input).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let settings = ModelSettings {
+            prepared_weights: folder.path().display().to_string(),
+            sessions: 2,
+            ..settings()
+        };
+        let bundle = settings.open_bundle().unwrap();
+        // Written, then found.
+        for _ in 0..2 {
+            for mut model in OnnxModel::load_all(&bundle, &settings).unwrap() {
+                assert_eq!(model.run(&input).unwrap(), expected);
+            }
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct ModelSettings {
     pub spin: bool,
     /// Whether a session keeps the memory of a pass for the next.
     pub arena: bool,
+    /// Folder for weights in the processor's form; empty: every session prepares its own.
+    pub prepared_weights: String,
     /// GPU memory that a session may take, in MiB; 0: as much as there is.
     pub gpu_memory_limit_mib: usize,
     /// Folder for the engines that TensorRT builds; empty: built anew at every start.
@@ -72,6 +74,7 @@ impl Default for ModelSettings {
             threads: 0,
             spin: false,
             arena: true,
+            prepared_weights: String::new(),
             gpu_memory_limit_mib: 0,
             tensorrt_cache: String::new(),
         }
@@ -143,6 +146,11 @@ impl ModelSettings {
         Some(Path::new(&self.runtime_library)).filter(|path| !path.as_os_str().is_empty())
     }
 
+    /// Where weights are kept in the processor's form.
+    pub(super) fn prepared_folder(&self) -> Option<&Path> {
+        Some(Path::new(&self.prepared_weights)).filter(|path| !path.as_os_str().is_empty())
+    }
+
     /// Sessions and threads of each on this machine, for a graph of so many bytes.
     pub(super) fn parallelism(&self, device: Device, graph_bytes: u64) -> Parallelism {
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -150,7 +158,9 @@ impl ModelSettings {
     }
 
     fn parallelism_on(&self, device: Device, cores: usize, graph_bytes: u64) -> Parallelism {
-        let own_threads = if graph_bytes >= LARGE_GRAPH_BYTES {
+        // Prepared weights are mapped: more sessions have no more of them.
+        let is_large = graph_bytes >= LARGE_GRAPH_BYTES && self.prepared_folder().is_none();
+        let own_threads = if is_large {
             cores.min(LARGE_GRAPH_THREADS)
         } else {
             1
@@ -197,7 +207,7 @@ mod tests {
         let keys = part.model.len();
         let settings: ModelSettings = part.model.try_into().unwrap();
         assert_eq!(settings, ModelSettings::default());
-        assert_eq!(keys, 10, "a key is missing in config/default.toml");
+        assert_eq!(keys, 11, "a key is missing in config/default.toml");
     }
 
     #[test]
@@ -258,6 +268,16 @@ mod tests {
         check_sized(0, 0, Device::Cpu, 16, large, (4, 4));
         check_sized(16, 0, Device::Cpu, 16, large, (16, 1));
         check_sized(0, 1, Device::Cpu, 16, large, (16, 1));
+    }
+
+    #[test]
+    fn shared_weights_let_a_large_model_have_a_session_a_core() {
+        let settings = ModelSettings {
+            prepared_weights: "prepared".to_owned(),
+            ..ModelSettings::default()
+        };
+        let parallelism = settings.parallelism_on(Device::Cpu, 16, LARGE_GRAPH_BYTES);
+        assert_eq!((parallelism.sessions, parallelism.threads), (16, 1));
     }
 
     #[test]

@@ -1,0 +1,198 @@
+//! Weights in the form that this processor multiplies with, kept in a folder: sessions and processes then map
+//! one copy of them instead of making one each. Knows files and what they depend on; the runtime writes them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::ModelError;
+use crate::digest;
+
+/// The graph, and beside it its weights.
+const GRAPH: &str = "model.onnx";
+/// The weights: as the bundle has them and as the processor wants them.
+pub(super) const WEIGHTS: &str = "model.onnx.data";
+/// The hashes of both, written last.
+const SUMS: &str = "sha256sums";
+/// How the names of folders begin that are being written.
+const WRITING: &str = ".writing-";
+/// After this time nobody writes there any more.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// Of the name of a folder.
+const KEY_DIGITS: usize = 32;
+/// Changes when the layout of the folder does.
+const LAYOUT: &str = "prepared-weights/1";
+
+/// The prepared graph in `folder` for a bundle of this fingerprint; where it is missing or damaged `write` makes it
+/// at the path that it is given.
+///
+/// # Errors
+/// [`ModelError::Prepared`] when the folder cannot be used.
+pub(super) fn graph(
+    folder: &Path,
+    fingerprint: &str,
+    runtime: &str,
+    write: impl Fn(&Path) -> Result<(), ort::Error>,
+) -> Result<PathBuf, ModelError> {
+    let failed = |reason: String| ModelError::Prepared {
+        folder: folder.display().to_string(),
+        reason,
+    };
+    let processor = processor().map_err(|error| {
+        failed(format!(
+            "which processor this is cannot be read from {PROCESSORS}: {error}"
+        ))
+    })?;
+    let key = digest::of_parts([LAYOUT, fingerprint, runtime, &processor], KEY_DIGITS);
+    let place = folder.join(key);
+    match check(&place) {
+        Ok(()) => return Ok(place.join(GRAPH)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(folder = %place.display(), %error, "prepared weights are written anew");
+            fs::remove_dir_all(&place).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
+    remove_abandoned(folder);
+    let writing = tempfile::Builder::new()
+        .prefix(WRITING)
+        .tempdir_in(folder)
+        .map_err(|error| failed(error.to_string()))?;
+    write(&writing.path().join(GRAPH)).map_err(|error| failed(error.to_string()))?;
+    seal(writing.path()).map_err(|error| failed(error.to_string()))?;
+    if fs::rename(writing.path(), &place).is_ok() {
+        tracing::info!(folder = %place.display(), "prepared weights written");
+    }
+    // Where the renaming failed another worker was faster.
+    check(&place).map_err(|error| failed(error.to_string()))?;
+    Ok(place.join(GRAPH))
+}
+
+/// Whether both files are what was written.
+fn check(place: &Path) -> io::Result<()> {
+    let expected = fs::read_to_string(place.join(SUMS))?;
+    if expected == sums(place)? {
+        return Ok(());
+    }
+    Err(io::Error::other("the hashes differ"))
+}
+
+fn seal(place: &Path) -> io::Result<()> {
+    fs::write(place.join(SUMS), sums(place)?)
+}
+
+/// In the form of `sha256sum`.
+fn sums(place: &Path) -> io::Result<String> {
+    let mut lines = String::new();
+    for name in [GRAPH, WEIGHTS] {
+        let sum = digest::of_reader(File::open(place.join(name))?)?;
+        lines += &format!("{sum}  {name}\n");
+    }
+    Ok(lines)
+}
+
+/// A worker that was killed while it wrote leaves hundreds of megabytes behind.
+fn remove_abandoned(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let is_writing = entry.file_name().to_string_lossy().starts_with(WRITING);
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let is_old = modified
+            .ok()
+            .and_then(|at| at.elapsed().ok())
+            .is_some_and(|age| age > ABANDONED);
+        if is_writing && is_old {
+            // It only takes room.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+const PROCESSORS: &str = "/proc/cpuinfo";
+/// What tells processors apart that want weights in another form, on x86 and on ARM.
+const TRAITS: [&str; 9] = [
+    "vendor_id",
+    "cpu family",
+    "model",
+    "model name",
+    "flags",
+    "Features",
+    "CPU implementer",
+    "CPU part",
+    "CPU variant",
+];
+
+/// The first processor's traits.
+fn processor() -> io::Result<String> {
+    let all = fs::read_to_string(PROCESSORS)?;
+    let first = all.lines().take_while(|line| !line.trim().is_empty());
+    let traits = first.filter(|line| {
+        line.split_once(':')
+            .is_some_and(|(name, _)| TRAITS.contains(&name.trim()))
+    });
+    Ok(traits.collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Asks for a graph of `fingerprint`; what it wrote is counted in `written`.
+    fn ask(folder: &Path, fingerprint: &str, written: &Cell<usize>) -> PathBuf {
+        graph(folder, fingerprint, "runtime 1", |path| {
+            written.set(written.get() + 1);
+            fs::write(path, fingerprint).unwrap();
+            fs::write(path.with_file_name(WEIGHTS), "weights").unwrap();
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = Cell::new(0);
+        let first = ask(folder.path(), "a", &written);
+        assert_eq!(ask(folder.path(), "a", &written), first);
+        assert_eq!(written.get(), 1);
+        let other = ask(folder.path(), "b", &written);
+        assert_ne!(other, first);
+        assert_eq!(fs::read_to_string(other).unwrap(), "b");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_damaged_or_incomplete_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = Cell::new(0);
+        let path = ask(folder.path(), "a", &written);
+        let weights = path.with_file_name(WEIGHTS);
+        fs::write(&weights, "weighty").unwrap();
+        assert_eq!(ask(folder.path(), "a", &written), path);
+        assert_eq!(fs::read_to_string(&weights).unwrap(), "weights");
+        fs::write(path.with_file_name(SUMS), "").unwrap();
+        ask(folder.path(), "a", &written);
+        assert_eq!(written.get(), 3);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = graph(file.path(), "a", "runtime 1", |_| Ok(())).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("model.prepared_weights"), "{message}");
+        assert!(
+            message.contains(&file.path().display().to_string()),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn the_processor_has_traits() {
+        assert!(processor().unwrap().lines().count() > 1);
+    }
+}
