@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use super::ModelError;
 use crate::digest;
 
@@ -56,18 +58,24 @@ pub(super) fn graph(
     }
     fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
     remove_abandoned(folder);
-    let writing = tempfile::Builder::new()
-        .prefix(WRITING)
-        .tempdir_in(folder)
-        .map_err(|error| failed(error.to_string()))?;
+    let writing = writing_folder(folder).map_err(|error| failed(error.to_string()))?;
     write(&writing.path().join(GRAPH)).map_err(|error| failed(error.to_string()))?;
     seal(writing.path()).map_err(|error| failed(error.to_string()))?;
-    if fs::rename(writing.path(), &place).is_ok() {
-        tracing::info!(folder = %place.display(), "prepared weights written");
+    match fs::rename(writing.path(), &place) {
+        Ok(()) => tracing::info!(folder = %place.display(), "prepared weights written"),
+        // Another worker may have been faster.
+        Err(error) => check(&place).map_err(|_| failed(error.to_string()))?,
     }
-    // Where the renaming failed another worker was faster.
-    check(&place).map_err(|error| failed(error.to_string()))?;
     Ok(place.join(GRAPH))
+}
+
+/// A folder to write in, which workers of other users can read later.
+fn writing_folder(folder: &Path) -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(WRITING);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    builder.tempdir_in(folder)
 }
 
 /// Whether both files are what was written.
@@ -177,6 +185,23 @@ mod tests {
         fs::write(path.with_file_name(SUMS), "").unwrap();
         ask(folder.path(), "a", &written);
         assert_eq!(written.get(), 3);
+    }
+
+    #[test]
+    fn who_is_second_takes_what_the_first_has_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = Cell::new(0);
+        let path = graph(folder.path(), "a", "runtime 1", |path| {
+            // While this one writes, another worker is done.
+            ask(folder.path(), "a", &written);
+            fs::write(path, "late").unwrap();
+            fs::write(path.with_file_name(WEIGHTS), "late").unwrap();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(fs::read_to_string(path).unwrap(), "a");
+        assert_eq!(written.get(), 1);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
