@@ -3,11 +3,13 @@
 //!
 //! `bundle.rs` verifies the folder that a model comes in, `runtime.rs` finds ONNX Runtime,
 //! `verification.rs` holds how its export was checked,
-//! `prepared.rs` keeps weights in the processor's form, `device.rs` names what a session runs on, `providers.rs` sets that up in ONNX Runtime, `session.rs` runs passes, `settings.rs` holds the
+//! `prepared.rs` keeps weights in the processor's form, `graph.rs` says what a session loads, `device.rs` names what
+//! a session runs on, `providers.rs` sets that up in ONNX Runtime, `session.rs` runs passes, `settings.rs` holds the
 //! section `model`. Only this folder names `ort`.
 
 mod bundle;
 mod device;
+mod graph;
 mod prepared;
 mod providers;
 mod runtime;
