@@ -1,3 +1,5 @@
+//! Sessions loaded from the bundle in the tree: what they answer, alone and beside each other, and what they refuse.
+
 use std::fs;
 use std::path::Path;
 
