@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod stages;
 mod steady;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -37,6 +38,7 @@ use broker::{BrokerProcess, Fill};
 use lent::{Lent, NoModel};
 use run::{Plan, Seen};
 use steady::{median, percentile};
+use turns::{Ran, Turns};
 
 /// Partitions of each topic: the mock broker drops what exceeds 5 MB of one.
 const PARTITIONS: i32 = 24;
@@ -235,45 +237,56 @@ impl<'a> Bench<'a> {
         let passes_per_document =
             passes.iter().map(|pass| pass.batch).sum::<usize>() as f64 / documents as f64;
 
-        let (mut pipelines, mut ceilings, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        let mut cpu_ratios = Vec::new();
-        let mut infer = Duration::ZERO;
+        self.take_busy();
+        let mut turns = Turns::begin(self.ceiling(&passes, passes_per_document)?);
+        let mut infer = self.take_busy();
         for round in 1..=self.options.rounds {
             say(&format!("{name}: round {round} of {}", self.options.rounds));
             let begin = probe::processor_seconds();
-            let pipeline = self.run(&fill).await?.notes.progress.per_second();
-            let between = probe::processor_seconds();
-            self.models.iter().for_each(|model| {
-                model.take_busy();
-            });
-            let ceiling = ceiling::run(&self.models, &passes)?.per_second() / passes_per_document;
-            let alone = probe::processor_seconds() - between;
-            infer += self.models.iter().map(Lent::take_busy).sum::<Duration>();
-            ratios.push(pipeline / ceiling.max(f64::MIN_POSITIVE));
-            cpu_ratios.push(alone / (between - begin).max(f64::MIN_POSITIVE));
-            pipelines.push(pipeline);
-            ceilings.push(ceiling);
+            let per_second = self.run(&fill).await?.notes.progress.per_second();
+            let pipeline = Ran {
+                per_second,
+                processor_seconds: probe::processor_seconds() - begin,
+            };
+            self.take_busy();
+            turns.add(pipeline, self.ceiling(&passes, passes_per_document)?);
+            infer += self.take_busy();
         }
-        let inferred = (documents * self.options.rounds.max(1)) as f64;
+        let inferred = (documents * turns.ceiling_rates().len()) as f64;
         stages
             .0
             .push(("infer", infer.as_secs_f64() * 1000.0 / inferred));
 
         say(&format!("{name}: latency at half the load"));
-        let rate = median(&pipelines);
+        let rate = median(&turns.pipeline_rates());
         let latencies = self.latencies(mix, rate * LATENCY_LOAD).await?;
         Ok(MixReport {
-            ceiling_documents_per_second: median(&ceilings),
+            ceiling_documents_per_second: median(&turns.ceiling_rates()),
             pipeline_documents_per_second: rate,
-            ratio: median(&ratios),
-            ratios,
-            cpu_ratio: median(&cpu_ratios),
+            ratio: median(&turns.ratios()),
+            ratios: turns.ratios(),
+            cpu_ratio: median(&turns.processor_ratios()),
             padding_efficiency: first.padding_efficiency(),
             latency_p50_ms: median(&latencies),
             latency_p99_ms: percentile(&latencies, 0.99),
             peak_rss_mib,
             stages: stages.0.into_iter().collect(),
             tokens_per_second: rate * first.counts.tokens as f64 / documents as f64,
+        })
+    }
+
+    /// Time that all sessions spent within passes since the last call.
+    fn take_busy(&self) -> Duration {
+        self.models.iter().map(Lent::take_busy).sum()
+    }
+
+    /// The runtime alone over `passes`, in documents as the pipeline counts them.
+    fn ceiling(&self, passes: &[PassInput], passes_per_document: f64) -> Result<Ran, BenchError> {
+        let begin = probe::processor_seconds();
+        let per_second = ceiling::run(&self.models, passes)?.per_second() / passes_per_document;
+        Ok(Ran {
+            per_second,
+            processor_seconds: probe::processor_seconds() - begin,
         })
     }
 

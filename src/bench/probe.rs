@@ -17,20 +17,23 @@ use crate::store::{Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, St
 pub(super) struct Probe {
     store: Arc<dyn Store>,
     notes: Mutex<Notes>,
+    with_latencies: bool,
 }
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Notes {
     pub(super) progress: Progress,
-    /// From each record's timestamp to its durable write.
+    /// From each record's timestamp to its durable write; empty where nobody asks, since a number for each document
+    /// would be the memory that grows.
     pub(super) latencies_ms: Vec<f64>,
 }
 
 impl Probe {
-    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, with_latencies: bool) -> Self {
         Self {
             store,
             notes: Mutex::default(),
+            with_latencies,
         }
     }
 
@@ -54,8 +57,10 @@ impl Store for Probe {
             let now_ms = jiff::Timestamp::now().as_millisecond();
             let mut notes = self.notes.lock();
             notes.progress.add(Instant::now(), timestamps.len());
-            let latencies = timestamps.iter().map(|then| (now_ms - then) as f64);
-            notes.latencies_ms.extend(latencies);
+            if self.with_latencies {
+                let latencies = timestamps.iter().map(|then| (now_ms - then) as f64);
+                notes.latencies_ms.extend(latencies);
+            }
             Ok(())
         })
     }

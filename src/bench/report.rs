@@ -30,7 +30,7 @@ pub struct MixReport {
     pub ceiling_documents_per_second: f64,
     /// From the broker to the store.
     pub pipeline_documents_per_second: f64,
-    /// The median of the rounds' ratios, each of two runs in turn.
+    /// The median of the rounds' ratios, each of a run of the pipeline and the ceiling's before and after it.
     pub ratio: f64,
     /// All rounds' ratios, in their order: how far apart they lie tells what the median is worth.
     pub ratios: Vec<f64>,

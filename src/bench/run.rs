@@ -87,7 +87,9 @@ pub(super) async fn pipeline(plan: Plan<'_>) -> Result<Seen, BenchError> {
                 .map_err(BenchError::setup)?
         }
     };
-    let probe = Arc::new(Probe::new(store.clone()));
+    // How long a document takes says something only where documents arrive evenly.
+    let arrive_evenly = plan.fill.per_second.is_some();
+    let probe = Arc::new(Probe::new(store.clone(), arrive_evenly));
     let kafka = settings.kafka.clone();
     let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
         .await

@@ -87,7 +87,7 @@ impl Default for KafkaSettings {
             revoke_drain_ms: 10_000,
             commit_interval_ms: 1_000,
             queue_records: 8_192,
-            queue_bytes: 64 * 1024 * 1024,
+            queue_bytes: 16 * 1024 * 1024,
             dead_letter_topic: "documents.dead-letters".to_owned(),
             properties: Properties::default(),
         }
