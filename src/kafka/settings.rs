@@ -237,6 +237,10 @@ impl KafkaSettings {
             let kibibytes = (self.queue_bytes / 1024).max(1);
             config.set("queued.max.messages.kbytes", kibibytes.to_string());
         }
+        if self.properties.get("fetch.max.bytes").is_none() {
+            let bytes = (self.queue_bytes / ANSWERS_A_QUEUE).max(self.largest_message());
+            config.set("fetch.max.bytes", bytes.to_string());
+        }
         if self.properties.get("heartbeat.interval.ms").is_none() {
             let heartbeat = self.session_timeout_ms / HEARTBEATS_A_SESSION;
             config.set("heartbeat.interval.ms", heartbeat.to_string());
@@ -256,7 +260,21 @@ impl KafkaSettings {
         config.set("auto.offset.reset", "error");
         Ok(config)
     }
+
+    /// Bytes of the largest message that the client takes; it refuses answers that are smaller.
+    fn largest_message(&self) -> usize {
+        let wanted = self.properties.get("message.max.bytes");
+        wanted
+            .and_then(|bytes| bytes.parse().ok())
+            .unwrap_or(CLIENTS_LARGEST_MESSAGE)
+    }
 }
+
+/// Each broker may be answering beside what the client has queued; by its own default an answer would fill the queue
+/// once more.
+const ANSWERS_A_QUEUE: usize = 4;
+/// librdkafka's `message.max.bytes`.
+const CLIENTS_LARGEST_MESSAGE: usize = 1_000_000;
 
 const TOPIC_ALLOWED: &str = "a name of letters, digits, '.', '_' and '-', at most 249 long";
 const TOPICS_ALLOWED: &str =
@@ -351,6 +369,21 @@ mod tests {
         let settings: KafkaSettings = toml::from_str(text).unwrap();
         assert_eq!(settings.topics(), ["news", "wire"]);
         assert_eq!(keys_at_fault(text), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_answer_is_a_quarter_of_the_queue_and_no_smaller_than_a_message() {
+        for (text, expected) in [
+            ("", "4194304"),
+            ("queue_bytes = 65536", "1000000"),
+            ("properties.\"message.max.bytes\" = 9000000", "9000000"),
+            ("properties.\"fetch.max.bytes\" = 2000000", "2000000"),
+        ] {
+            let settings: KafkaSettings = toml::from_str(text).unwrap();
+            let config = settings.consumer_config().unwrap();
+            assert_eq!(config.get("fetch.max.bytes"), Some(expected), "{text}");
+            assert!(config.create_native_config().is_ok());
+        }
     }
 
     #[test]
