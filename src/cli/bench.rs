@@ -33,10 +33,10 @@ pub(super) struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = mix)]
     mixes: Vec<Mix>,
     /// Alternations of pipeline and ceiling.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Rough length of one run in seconds.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     run_seconds: u64,
     /// Only watch the memory while so many mixed documents run.
     #[arg(long, value_name = "DOCUMENTS", value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
