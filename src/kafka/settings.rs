@@ -238,7 +238,8 @@ impl KafkaSettings {
             config.set("queued.max.messages.kbytes", kibibytes.to_string());
         }
         if self.properties.get("fetch.max.bytes").is_none() {
-            let bytes = (self.queue_bytes / ANSWERS_A_QUEUE).max(self.largest_message());
+            let bytes = (self.queue_bytes / ANSWERS_A_QUEUE).min(CLIENTS_LARGEST_ANSWER);
+            let bytes = bytes.max(self.largest_message());
             config.set("fetch.max.bytes", bytes.to_string());
         }
         if self.properties.get("heartbeat.interval.ms").is_none() {
@@ -261,7 +262,7 @@ impl KafkaSettings {
         Ok(config)
     }
 
-    /// Bytes of the largest message that the client takes; it refuses answers that are smaller.
+    /// Bytes of the largest message that the client takes; it refuses a `fetch.max.bytes` below that.
     fn largest_message(&self) -> usize {
         let wanted = self.properties.get("message.max.bytes");
         wanted
@@ -273,6 +274,8 @@ impl KafkaSettings {
 /// Each broker may be answering beside what the client has queued; by its own default an answer would fill the queue
 /// once more.
 const ANSWERS_A_QUEUE: usize = 4;
+/// librdkafka's `fetch.max.bytes`.
+const CLIENTS_LARGEST_ANSWER: usize = 50 * 1024 * 1024;
 /// librdkafka's `message.max.bytes`.
 const CLIENTS_LARGEST_MESSAGE: usize = 1_000_000;
 
@@ -376,6 +379,7 @@ mod tests {
         for (text, expected) in [
             ("", "4194304"),
             ("queue_bytes = 65536", "1000000"),
+            ("queue_bytes = 2147483648", "52428800"),
             ("properties.\"message.max.bytes\" = 9000000", "9000000"),
             ("properties.\"fetch.max.bytes\" = 2000000", "2000000"),
         ] {
