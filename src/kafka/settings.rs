@@ -234,7 +234,8 @@ impl KafkaSettings {
     pub(super) fn consumer_config(&self) -> Result<ClientConfig, SourceError> {
         let mut config = self.client_config(&self.properties, CONSUMER_DEFAULTS)?;
         if self.properties.get("queued.max.messages.kbytes").is_none() {
-            let kibibytes = (self.queue_bytes / 1024).max(1);
+            // librdkafka takes a kibibyte less than 2 GiB.
+            let kibibytes = (self.queue_bytes / 1024).clamp(1, 2_097_151);
             config.set("queued.max.messages.kbytes", kibibytes.to_string());
         }
         if self.properties.get("fetch.max.bytes").is_none() {
