@@ -234,13 +234,14 @@ impl KafkaSettings {
     pub(super) fn consumer_config(&self) -> Result<ClientConfig, SourceError> {
         let mut config = self.client_config(&self.properties, CONSUMER_DEFAULTS)?;
         if self.properties.get("queued.max.messages.kbytes").is_none() {
-            // librdkafka takes a kibibyte less than 2 GiB.
-            let kibibytes = (self.queue_bytes / 1024).clamp(1, 2_097_151);
+            let kibibytes = (self.queue_bytes / AHEAD_A_QUEUE / 1024).max(1);
             config.set("queued.max.messages.kbytes", kibibytes.to_string());
         }
         if self.properties.get("fetch.max.bytes").is_none() {
-            let bytes = (self.queue_bytes / ANSWERS_A_QUEUE).min(CLIENTS_LARGEST_ANSWER);
-            let bytes = bytes.max(self.largest_message());
+            let bytes = self.queue_bytes / AHEAD_A_QUEUE / ANSWERS_AHEAD;
+            let bytes = bytes
+                .min(CLIENTS_LARGEST_ANSWER)
+                .max(self.largest_message());
             config.set("fetch.max.bytes", bytes.to_string());
         }
         if self.properties.get("heartbeat.interval.ms").is_none() {
@@ -272,9 +273,11 @@ impl KafkaSettings {
     }
 }
 
-/// Each broker may be answering beside what the client has queued; by its own default an answer would fill the queue
-/// once more.
-const ANSWERS_A_QUEUE: usize = 4;
+/// What the client reads ahead lies beside our queue, as a share of it, and an answer of each broker beside that. Both
+/// come and go in large pieces, for which the C library keeps for good what they once took.
+const AHEAD_A_QUEUE: usize = 4;
+/// By the client's own default an answer would fill its queue many times over.
+const ANSWERS_AHEAD: usize = 4;
 /// librdkafka's `fetch.max.bytes`.
 const CLIENTS_LARGEST_ANSWER: usize = 50 * 1024 * 1024;
 /// librdkafka's `message.max.bytes`.
@@ -376,9 +379,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_a_quarter_of_the_queue_and_no_smaller_than_a_message() {
+    fn an_answer_is_a_small_part_of_the_queue_and_no_smaller_than_a_message() {
         for (text, expected) in [
-            ("", "4194304"),
+            ("", "1048576"),
             ("queue_bytes = 65536", "1000000"),
             ("queue_bytes = 2147483648", "52428800"),
             ("properties.\"message.max.bytes\" = 9000000", "9000000"),
