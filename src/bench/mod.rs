@@ -47,8 +47,10 @@ const GUESS_DOCUMENTS: usize = 200;
 /// What they must take to be trusted, and by what their number grows where they take less.
 const GUESS_TIME: Duration = Duration::from_secs(2);
 const GUESS_GROWTH: usize = 5;
-/// Documents of a run, whatever its rate.
-const MIN_DOCUMENTS: usize = 320;
+/// Documents of a run, whatever its rate: some dozens of batches. A large model takes half a minute over so many articles.
+const MIN_DOCUMENTS: usize = 96;
+/// Documents of which latencies are taken, whatever their rate.
+const MIN_LATENCIES: usize = 80;
 /// Documents that a run of a slow model has if that is not more than so many times its length: writes are up to a
 /// second apart there, and a rate needs many of them.
 const ENOUGH_DOCUMENTS: f64 = 1_200.0;
@@ -339,7 +341,7 @@ impl<'a> Bench<'a> {
     async fn latencies(&mut self, mix: Mix, per_second: f64) -> Result<Vec<f64>, BenchError> {
         let warm_up = LATENCY_WARM_UP.as_secs_f64();
         let wanted = per_second * (warm_up + self.options.run_time.as_secs_f64());
-        let documents = (wanted as usize).clamp(MIN_DOCUMENTS / 4, MAX_DOCUMENTS);
+        let documents = (wanted as usize).clamp(MIN_LATENCIES, MAX_DOCUMENTS);
         let warm_up = (per_second * warm_up).min(documents as f64 * (1.0 - LEAST_COUNTED)) as usize;
         let fill = self.fill_of(mix, documents, Some(per_second));
         self.broker.begin_fill(&fill)?;

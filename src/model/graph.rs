@@ -26,7 +26,7 @@ impl Graph {
     /// The bundle's, or where the settings name a folder for that the prepared one, made first where it is missing.
     ///
     /// # Errors
-    /// When the folder cannot be used.
+    /// When the folder cannot be used, or the bundle's graph cannot be loaded.
     pub(super) fn of(
         environment: &Environment,
         bundle: &Bundle,
@@ -36,7 +36,10 @@ impl Graph {
         let path = bundle.graph_path(device);
         match settings.prepared_folder() {
             Some(folder) if !device.is_gpu() => {
-                let write = |to: &Path| prepare(environment, settings, &path, to);
+                let write = |to: &Path| {
+                    prepare(environment, settings, &path, to)
+                        .map_err(|error| cause(environment, settings, &path, folder, &error))
+                };
                 let path = prepared::graph(folder, bundle.fingerprint(), ort::info(), write)?;
                 Ok(Self {
                     path,
@@ -85,6 +88,25 @@ fn prepare(
         )?
         .with_config_entry("session.save_external_prepacked_constant_initializers", "1")?;
     builder.commit_from_file(from).map(drop)
+}
+
+/// What was wrong when a graph could not be prepared: the graph itself, if it cannot be loaded without being written either.
+fn cause(
+    environment: &Environment,
+    settings: &ModelSettings,
+    from: &Path,
+    folder: &Path,
+    error: &ort::Error,
+) -> ModelError {
+    let alone = builder(environment, settings, 1)
+        .and_then(|mut builder| builder.commit_from_file(from).map(drop));
+    match alone {
+        Ok(()) => prepared::unusable(folder, error.to_string()),
+        Err(error) => ModelError::Load {
+            path: from.display().to_string(),
+            reason: error.to_string(),
+        },
+    }
 }
 
 /// A session as the settings want it, but for its level of optimisation.

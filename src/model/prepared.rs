@@ -27,20 +27,17 @@ const KEY_DIGITS: usize = 32;
 const LAYOUT: &str = "prepared-weights/1";
 
 /// The prepared graph in `folder` for a bundle of this fingerprint; where it is missing or damaged `write` makes it
-/// at the path that it is given.
+/// at the path that it is given, while other workers that miss it wait.
 ///
 /// # Errors
-/// [`ModelError::Prepared`] when the folder cannot be used.
+/// [`ModelError::Prepared`] when the folder cannot be used, and what `write` says.
 pub(super) fn graph(
     folder: &Path,
     fingerprint: &str,
     runtime: &str,
-    write: impl Fn(&Path) -> Result<(), ort::Error>,
+    write: impl Fn(&Path) -> Result<(), ModelError>,
 ) -> Result<PathBuf, ModelError> {
-    let failed = |reason: String| ModelError::Prepared {
-        folder: folder.display().to_string(),
-        reason,
-    };
+    let failed = |reason: String| unusable(folder, reason);
     let processor = processor().map_err(|error| {
         failed(format!(
             "which processor this is cannot be read from {PROCESSORS}: {error}"
@@ -48,25 +45,38 @@ pub(super) fn graph(
     })?;
     let key = digest::of_parts([LAYOUT, fingerprint, runtime, &processor], KEY_DIGITS);
     let place = folder.join(key);
+    let graph = place.join(GRAPH);
+    if check(&place).is_ok() {
+        return Ok(graph);
+    }
+    fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
+    // Whoever removes or writes holds the folder, and looks again: what another has just written is never removed. A file
+    // system that knows no locks is no obstacle; workers that start at once may then disturb each other, once.
+    let held = File::open(folder).map_err(|error| failed(error.to_string()))?;
+    let _ = held.lock();
     match check(&place) {
-        Ok(()) => return Ok(place.join(GRAPH)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(()) => return Ok(graph),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !place.exists() => {}
         Err(error) => {
             tracing::warn!(folder = %place.display(), %error, "prepared weights are written anew");
             fs::remove_dir_all(&place).map_err(|error| failed(error.to_string()))?;
         }
     }
-    fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
     remove_abandoned(folder);
     let writing = writing_folder(folder).map_err(|error| failed(error.to_string()))?;
-    write(&writing.path().join(GRAPH)).map_err(|error| failed(error.to_string()))?;
+    write(&writing.path().join(GRAPH))?;
     seal(writing.path()).map_err(|error| failed(error.to_string()))?;
-    match fs::rename(writing.path(), &place) {
-        Ok(()) => tracing::info!(folder = %place.display(), "prepared weights written"),
-        // Another worker may have been faster.
-        Err(error) => check(&place).map_err(|_| failed(error.to_string()))?,
+    fs::rename(writing.path(), &place).map_err(|error| failed(error.to_string()))?;
+    tracing::info!(folder = %place.display(), "prepared weights written");
+    Ok(graph)
+}
+
+/// The folder cannot be used, for this reason.
+pub(super) fn unusable(folder: &Path, reason: String) -> ModelError {
+    ModelError::Prepared {
+        folder: folder.display().to_string(),
+        reason,
     }
-    Ok(place.join(GRAPH))
 }
 
 /// A folder to write in, which workers of other users can read later.
@@ -145,14 +155,15 @@ fn processor() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
 
     use super::*;
 
     /// Asks for a graph of `fingerprint`; what it wrote is counted in `written`.
-    fn ask(folder: &Path, fingerprint: &str, written: &Cell<usize>) -> PathBuf {
+    fn ask(folder: &Path, fingerprint: &str, written: &AtomicUsize) -> PathBuf {
         graph(folder, fingerprint, "runtime 1", |path| {
-            written.set(written.get() + 1);
+            written.fetch_add(1, Ordering::SeqCst);
             fs::write(path, fingerprint).unwrap();
             fs::write(path.with_file_name(WEIGHTS), "weights").unwrap();
             Ok(())
@@ -163,10 +174,10 @@ mod tests {
     #[test]
     fn what_is_there_is_not_written_again() {
         let folder = tempfile::tempdir().unwrap();
-        let written = Cell::new(0);
+        let written = AtomicUsize::new(0);
         let first = ask(folder.path(), "a", &written);
         assert_eq!(ask(folder.path(), "a", &written), first);
-        assert_eq!(written.get(), 1);
+        assert_eq!(written.load(Ordering::SeqCst), 1);
         let other = ask(folder.path(), "b", &written);
         assert_ne!(other, first);
         assert_eq!(fs::read_to_string(other).unwrap(), "b");
@@ -176,7 +187,7 @@ mod tests {
     #[test]
     fn what_is_damaged_or_incomplete_is_written_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let written = Cell::new(0);
+        let written = AtomicUsize::new(0);
         let path = ask(folder.path(), "a", &written);
         let weights = path.with_file_name(WEIGHTS);
         fs::write(&weights, "weighty").unwrap();
@@ -184,24 +195,39 @@ mod tests {
         assert_eq!(fs::read_to_string(&weights).unwrap(), "weights");
         fs::write(path.with_file_name(SUMS), "").unwrap();
         ask(folder.path(), "a", &written);
-        assert_eq!(written.get(), 3);
+        fs::remove_file(path.with_file_name(SUMS)).unwrap();
+        ask(folder.path(), "a", &written);
+        assert_eq!(written.load(Ordering::SeqCst), 4);
     }
 
     #[test]
-    fn who_is_second_takes_what_the_first_has_written() {
+    fn of_workers_that_start_at_once_one_writes() {
+        for found in [None, Some("damaged")] {
+            let folder = tempfile::tempdir().unwrap();
+            if let Some(sums) = found {
+                let place = ask(folder.path(), "a", &AtomicUsize::new(0));
+                fs::write(place.with_file_name(SUMS), sums).unwrap();
+            }
+            let written = AtomicUsize::new(0);
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let path = ask(folder.path(), "a", &written);
+                        assert_eq!(fs::read_to_string(path).unwrap(), "a");
+                    });
+                }
+            });
+            assert_eq!(written.load(Ordering::SeqCst), 1, "{found:?}");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let written = Cell::new(0);
-        let path = graph(folder.path(), "a", "runtime 1", |path| {
-            // While this one writes, another worker is done.
-            ask(folder.path(), "a", &written);
-            fs::write(path, "late").unwrap();
-            fs::write(path.with_file_name(WEIGHTS), "late").unwrap();
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(fs::read_to_string(path).unwrap(), "a");
-        assert_eq!(written.get(), 1);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let refused = || unusable(folder.path(), "no".to_owned());
+        graph(folder.path(), "a", "runtime 1", |_| Err(refused())).unwrap_err();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -104,6 +104,21 @@ fn prepared_weights_change_no_answer() {
 }
 
 #[test]
+fn a_graph_that_cannot_be_loaded_is_not_blamed_on_the_folder_of_prepared_weights() {
+    let copy = tempfile::tempdir().unwrap();
+    let bundle = altered_bundle(copy.path(), "hidden_size", "hidden_size");
+    fs::write(bundle.graph_path(Device::Cpu), "no graph").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ModelSettings {
+        prepared_weights: folder.path().display().to_string(),
+        ..settings()
+    };
+    let error = OnnxModel::load_all(&bundle, &settings).unwrap_err();
+    assert!(matches!(error, ModelError::Load { .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_wrong_pass_is_an_error_that_names_its_size() {
     let mut model = model(&settings());
     let mut input = pass(&[4], vec![800]);
