@@ -1,7 +1,7 @@
 //! Weights in the form that this processor multiplies with, kept in a folder: sessions and processes then map
 //! one copy of them instead of making one each. Knows files and what they depend on; the runtime writes them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,10 +50,13 @@ pub(super) fn graph(
         return Ok(graph);
     }
     fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
-    // Whoever removes or writes holds the folder, and looks again: what another has just written is never removed. A file
-    // system that knows no locks is no obstacle; workers that start at once may then disturb each other, once.
+    // Whoever removes or writes holds the folder, and looks again: what another has just written is never removed.
     let held = File::open(folder).map_err(|error| failed(error.to_string()))?;
-    let _ = held.lock();
+    if let Err(TryLockError::WouldBlock) = held.try_lock() {
+        tracing::info!(folder = %folder.display(), "another worker prepares weights: waiting for it");
+        // A file system that knows no locks is no obstacle; workers that start at once may then disturb each other, once.
+        let _ = held.lock();
+    }
     match check(&place) {
         Ok(()) => return Ok(graph),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !place.exists() => {}
@@ -66,8 +69,11 @@ pub(super) fn graph(
     let writing = writing_folder(folder).map_err(|error| failed(error.to_string()))?;
     write(&writing.path().join(GRAPH))?;
     seal(writing.path()).map_err(|error| failed(error.to_string()))?;
-    fs::rename(writing.path(), &place).map_err(|error| failed(error.to_string()))?;
-    tracing::info!(folder = %place.display(), "prepared weights written");
+    match fs::rename(writing.path(), &place) {
+        Ok(()) => tracing::info!(folder = %place.display(), "prepared weights written"),
+        // Where there are no locks another worker may have been faster.
+        Err(error) => check(&place).map_err(|_| failed(error.to_string()))?,
+    }
     Ok(graph)
 }
 
@@ -220,6 +226,26 @@ mod tests {
             assert_eq!(written.load(Ordering::SeqCst), 1, "{found:?}");
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         }
+    }
+
+    #[test]
+    fn without_locks_who_is_second_takes_what_the_first_has_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let expected = ask(folder.path(), "a", &AtomicUsize::new(0));
+        let place = expected.parent().unwrap();
+        let done = folder.path().join("done");
+        fs::rename(place, &done).unwrap();
+        let path = graph(folder.path(), "a", "runtime 1", |path| {
+            // While this one writes, another worker is done.
+            fs::rename(&done, place).unwrap();
+            fs::write(path, "late").unwrap();
+            fs::write(path.with_file_name(WEIGHTS), "late").unwrap();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(path, expected);
+        assert_eq!(fs::read_to_string(path).unwrap(), "a");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
