@@ -364,7 +364,7 @@ impl Node {
             return;
         };
         if let Ok(pid) = std::fs::read_to_string(self.folder.join("pid")) {
-            let _ = Command::new("kill").args(["-9", pid.trim()]).status();
+            crate::processes::kill(pid.trim().parse().expect("the id of a process"));
         }
         // The script ends with its standard input, and the broker with it.
         drop(supervisor.stdin.take());

@@ -5,6 +5,8 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// Longest that a process of a test may go on: far beyond what any of them takes.
 pub const PROCESS_PATIENCE: Duration = Duration::from_secs(240);
 
@@ -22,7 +24,7 @@ impl Watch {
             let is_late = ended.recv_timeout(within) == Err(RecvTimeoutError::Timeout);
             if is_late {
                 // It may end just now.
-                let _ = Command::new("kill").args(["-9", &id.to_string()]).status();
+                kill(id);
             }
             is_late
         });
@@ -69,11 +71,22 @@ fn finish_within(child: Child, within: Duration) -> Output {
     output
 }
 
-/// Sends a signal, named as `kill` takes it.
+/// Sends a signal, named as the shell's `kill` takes it: `-TERM`.
 pub fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill")
-        .args([name, &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
+    let signal = match name {
+        "-CONT" => Signal::CONT,
+        "-HUP" => Signal::HUP,
+        "-INT" => Signal::INT,
+        "-KILL" => Signal::KILL,
+        "-STOP" => Signal::STOP,
+        "-TERM" => Signal::TERM,
+        other => panic!("no test has sent {other} so far"),
+    };
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Ends the process of this id at once, unless it has ended.
+pub fn kill(id: u32) {
+    let id = i32::try_from(id).ok().and_then(Pid::from_raw);
+    let _ = kill_process(id.expect("the id of a process"), Signal::KILL);
 }
