@@ -31,8 +31,22 @@ ARGS ?=
 help: ## this list
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+# What a target needs, in the words of the script: a target says so if it is more or other than building.
+NEEDS = build
+test soak: NEEDS = build kafka
+lint: NEEDS = build lint venv
+test-models bench-peer: NEEDS = build models
+train-smoke model finetune bench-precision: NEEDS = models
+bench: NEEDS = build $(if $(strip $(BENCH_BUNDLE)),models)
+gpu-check: NEEDS = build $(if $(filter models/gpu-compact models/bench-%,$(BUNDLES)),models)
+
+# Before anything is fetched or compiled; all that is missing is named at once.
+.PHONY: prerequisites
+prerequisites:
+	PYTHON="$(PYTHON)" CARGO="$(CARGO)" tools/check-prerequisites.sh $(NEEDS)
+
 .PHONY: setup
-setup: ## fetch what the build and the run need (RUNTIME=gpu: the GPU build of ONNX Runtime)
+setup: prerequisites ## fetch what the build and the run need (RUNTIME=gpu: the GPU build of ONNX Runtime)
 	$(PYTHON) tools/fetch_onnxruntime.py --variant $(RUNTIME) --to $(RUNTIME_FOLDER_$(RUNTIME)) >&2
 	$(CARGO) fetch --quiet --locked >&2
 
@@ -49,12 +63,13 @@ test: setup ## every test that needs no PyTorch
 	$(TEST_LEVEL) $(CARGO) test $(CARGO_FLAGS) $(ARGS)
 
 .PHONY: soak
+soak: export TCBERT_TEST_REQUIRE_KAFKA = 1
 soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 20 minutes)
-	$(TEST_LEVEL) TCBERT_SOAK=1 TCBERT_TEST_REQUIRE_KAFKA=1 $(CARGO) test $(CARGO_FLAGS) --test it -- faults:: kill_points:: \
+	$(TEST_LEVEL) TCBERT_SOAK=1 $(CARGO) test $(CARGO_FLAGS) --test it -- faults:: kill_points:: \
 		--skip pipeline_faults --nocapture --test-threads 1
 
 .PHONY: lint
-lint: .venv-lint/.ready ## formatting, clippy, documentation, licences and bans of dependencies
+lint: prerequisites .venv-lint/.ready ## formatting, clippy, documentation, licences and bans of dependencies
 	$(CARGO) fmt --check
 	$(TEST_LEVEL) $(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(TEST_LEVEL) $(CARGO) doc $(CARGO_FLAGS) --no-deps
@@ -65,16 +80,16 @@ test-models: build .venv-torch/.ready ## the tests of the Python tools, which ne
 	PYTHONPATH=.:tools .venv-torch/bin/python -m pytest -q tools $(ARGS)
 
 .PHONY: train-smoke
-train-smoke: .venv-torch/.ready ## every stage of the training recipe on a thousandth of the data
+train-smoke: prerequisites .venv-torch/.ready ## every stage of the training recipe on a thousandth of the data
 	PYTHONPATH=tools .venv-torch/bin/python -m train smoke $(ARGS)
 
 .PHONY: model
-model: .venv-torch/.ready ## export a checkpoint to models/NAME: CHECKPOINT=folder [NAME=name] [PRECISION=fp32|fp16|int8]
+model: prerequisites .venv-torch/.ready ## export a checkpoint to models/NAME: CHECKPOINT=folder [NAME=name] [PRECISION=fp32|fp16|int8]
 	$(if $(CHECKPOINT),,$(error CHECKPOINT is missing: make model CHECKPOINT=folder NAME=name PRECISION=int8))
 	.venv-torch/bin/python -m tools.export --checkpoint "$(CHECKPOINT)" $(if $(NAME),--name "$(NAME)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
 
 .PHONY: finetune
-finetune: .venv-torch/.ready ## fine-tune a checkpoint and export it: ARGS='--checkpoint C --taxonomy T --train FILE --name NAME'
+finetune: prerequisites .venv-torch/.ready ## fine-tune a checkpoint and export it: ARGS='--checkpoint C --taxonomy T --train FILE --name NAME'
 	.venv-torch/bin/python -m tools.finetune $(ARGS)
 
 # `--shape 330m` and its like need a model of that size, which is written here; `--precision fp32` asks for another one,
@@ -97,7 +112,7 @@ bench-peer: build .venv-peer/.ready $$(BENCH_BUNDLE) ## the same work by a worke
 	$(BENCH_WEIGHTS) .venv-peer/bin/python benches/peer/compare.py $(ARGS)
 
 .PHONY: bench-precision
-bench-precision: .venv-peer/.ready $(foreach precision,fp32 int8,models/bench-$(or $(findstring 110m,$(ARGS)),330m)-$(precision)/bundle.toml) ## int8 against fp32 of the 330M (ARGS='--shape 110m'), in turn
+bench-precision: prerequisites .venv-peer/.ready $(foreach precision,fp32 int8,models/bench-$(or $(findstring 110m,$(ARGS)),330m)-$(precision)/bundle.toml) ## int8 against fp32 of the 330M (ARGS='--shape 110m'), in turn
 	.venv-peer/bin/python benches/precision.py $(ARGS)
 
 models/bench-%/bundle.toml: benches/shape.py tools/export/quantize.py tools/export/gpu.py tools/export/precision.py | .venv-peer/.ready
@@ -106,9 +121,9 @@ models/bench-%/bundle.toml: benches/shape.py tools/export/quantize.py tools/expo
 # A user's own: make gpu-check BUNDLES='models/NAME models/OTHER'.
 BUNDLES ?= models/gpu-compact models/bench-330m-fp16
 .PHONY: gpu-check
-gpu-check: ## fp16 bundles on an NVIDIA GPU: same answers as the processor, rates, memory
+gpu-check: prerequisites ## fp16 bundles on an NVIDIA GPU: same answers as the processor, rates, memory
 	$(PYTHON) tools/gpu_check.py
-	$(MAKE) build $(addsuffix /bundle.toml,$(BUNDLES))
+	$(MAKE) build $(addsuffix /bundle.toml,$(BUNDLES)) NEEDS="$(NEEDS)"
 	$(MAKE) setup RUNTIME=gpu
 	$(PYTHON) tools/gpu_check.py $(addprefix --bundle ,$(BUNDLES)) $(ARGS)
 
@@ -116,7 +131,7 @@ models/gpu-compact/bundle.toml: | .venv-torch/.ready
 	$(MAKE) model CHECKPOINT=models/compact PRECISION=fp16 NAME=gpu-compact ARGS= >&2
 
 # A virtual environment is ready when its marker is newer than what it was made from.
-.venv-%/.ready: tools/requirements-%.txt
+.venv-%/.ready: tools/requirements-%.txt | prerequisites
 	$(PYTHON) -m venv .venv-$* >&2
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$^) >&2
 	touch $@

@@ -26,6 +26,7 @@ mod ledger;
 mod operations;
 mod pipeline;
 mod pipeline_faults;
+mod prerequisites;
 mod process;
 mod processes;
 mod proxy;

@@ -18,6 +18,20 @@ const VENDORS: [(&str, &str); 6] = [
     ("config", "src/settings"),
 ];
 
+/// Where a program is started, and which, as the code says it. Whatever else a test needs, a library
+/// does: a minimal system does not even have `kill`.
+const STARTED: [(&str, &str); 6] = [
+    ("tests/", r#"env!("CARGO_BIN_EXE_tcbert-worker")"#),
+    ("tests/", "std::env::current_exe().unwrap()"),
+    // The program itself.
+    ("src/bench/", "program"),
+    // fetch.sh and run.sh of tests/kafka, which need Java and Maven.
+    ("tests/it/apache_kafka.rs", "script"),
+    // The check of the prerequisites, and make.
+    ("tests/it/prerequisites.rs", "check_script()"),
+    ("tests/it/prerequisites.rs", "link"),
+];
+
 struct Source {
     /// Path from the repository's root, with `/`.
     path: String,
@@ -246,6 +260,52 @@ fn starts_a_path(line: &str, path: &str) -> bool {
     })
 }
 
+/// What a text starts as other programs: the arguments of `Command::new`.
+fn started(code: &str) -> Vec<String> {
+    let mut programs = Vec::new();
+    for (at, prefix) in code.match_indices("Command::new(") {
+        let mut depth = 0_usize;
+        let argument = code[at + prefix.len()..].chars().take_while(|c| {
+            match c {
+                '(' => depth += 1,
+                ')' if depth == 0 => return false,
+                ')' => depth -= 1,
+                _ => {}
+            }
+            true
+        });
+        let argument: String = argument.filter(|c| !c.is_whitespace()).collect();
+        programs.push(argument.trim_end_matches(',').to_owned());
+    }
+    programs
+}
+
+#[test]
+fn nothing_starts_a_program_that_the_readme_does_not_name() {
+    let mut files = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        files_below(&root().join(folder), &mut files);
+    }
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let mut faults = Vec::new();
+    for file in files {
+        let path = relative(&file);
+        // This file holds examples.
+        if path == "tests/it/tidy.rs" {
+            continue;
+        }
+        let code = without_comments(&fs::read_to_string(&file).unwrap());
+        for program in started(&code) {
+            let is_listed =
+                |(home, listed): &(&str, &str)| path.starts_with(home) && program == *listed;
+            if !STARTED.iter().any(is_listed) {
+                faults.push(format!("{path} starts {program}"));
+            }
+        }
+    }
+    report("a minimal system has few programs (see STARTED)", &faults);
+}
+
 #[test]
 fn the_rules_see_what_they_are_meant_to_see() {
     assert!(names_crate("use ort::session::Session;", "ort"));
@@ -257,4 +317,6 @@ fn the_rules_see_what_they_are_meant_to_see() {
     assert_eq!(modules, expected.map(String::from).into());
     assert!(starts_a_path("see /data/x", "/data/"));
     assert!(!starts_a_path("https://x.example/data/x", "/data/"));
+    let programs = started("Command::new(\n  a(b))\n.arg(c); Command::new(\"kill\")");
+    assert_eq!(programs, ["a(b)", "\"kill\""]);
 }
