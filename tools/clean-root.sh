@@ -198,6 +198,7 @@ for package in ${packages_line#*--no-install-recommends }; do
 done
 # The same for what is a part of those.
 without python3-venv "apt-get --yes purge 'python3.*-venv'"
+without c++ 'mv /usr/bin/c++ /usr/bin/c++.away' 'mv /usr/bin/c++.away /usr/bin/c++'
 without libc6-dev 'mv /usr/include /usr/include.away' 'mv /usr/include.away /usr/include'
 without Rust "mv $rust $rust.away" "mv $rust.away $rust"
 if [ -n "$only_prerequisites" ]; then
