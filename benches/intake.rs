@@ -66,6 +66,8 @@ fn read(file: &Path, folder: &Path) -> usize {
             timestamp_field: "/published_at".to_owned(),
             state_dir: folder.join("state"),
         },
+        time_zone: jiff::tz::TimeZone::UTC,
+        now: jiff::Timestamp::UNIX_EPOCH,
     })
     .expect("a job over one file");
     let events = source.events();

@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use qdrant_server::{Options, TestServer};
-use tcbert_worker::document::{Document, DocumentId, RecordPosition, TopicPartition, Version};
+use tcbert_worker::document::{
+    Document, DocumentId, LatestTime, RecordPosition, TopicPartition, Version,
+};
 use tcbert_worker::store::point::{Answer, Provenance, TaggedDocument, build_point};
 use tcbert_worker::store::{
     self, CollectionSpec, Expectation, PointWrite, Store, StoreKind, StoreSettings,
@@ -45,6 +47,7 @@ fn tagged(number: usize, width: usize, offset: usize) -> TaggedDocument {
                 offset: i64::try_from(offset).unwrap(),
             },
             timestamp_ms: 1_700_000_000_000,
+            order: 7,
         },
         answer: Arc::new(Answer {
             topic: "财经".into(),
@@ -141,7 +144,7 @@ async fn measure(name: &str, store: Arc<dyn Store>, width: usize) {
         futures::stream::iter(batches)
             .for_each_concurrent(in_flight, |batch| {
                 let store = Arc::clone(&store);
-                async move { store.write(batch).await.unwrap() }
+                async move { store.write(batch, LatestTime::ANY).await.map(drop).unwrap() }
             })
             .await;
         started.report(&format!("{name} {width}, {what}"));

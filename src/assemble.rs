@@ -363,6 +363,7 @@ pub fn wiring(settings: &Settings) -> Wiring {
             .map_or_else(|| settings.store.kind.write_linger(), Duration::from_millis),
         commit_interval: settings.kafka.commit_interval(),
         revoke_drain: settings.kafka.revoke_drain(),
+        future_tolerance: settings.decode.future_tolerance(),
         throttle: None,
         health: None,
     }

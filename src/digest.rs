@@ -35,15 +35,32 @@ pub(crate) fn of_parts<P: AsRef<[u8]>>(
     parts: impl IntoIterator<Item = P>,
     digits: usize,
 ) -> String {
+    let mut digest = hex::encode(hash_of_parts(parts));
+    digest.truncate(digits);
+    digest
+}
+
+/// The first `bits` of at most 63 bits of the same SHA-256, as a number.
+pub(crate) fn number_of_parts<P: AsRef<[u8]>>(
+    parts: impl IntoIterator<Item = P>,
+    bits: u32,
+) -> i64 {
+    let mut first = [0_u8; size_of::<u64>()];
+    for (byte, hashed) in first.iter_mut().zip(hash_of_parts(parts)) {
+        *byte = hashed;
+    }
+    let number = u64::from_be_bytes(first) >> (u64::BITS - bits.clamp(1, u64::BITS - 1));
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn hash_of_parts<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in parts {
         let part = part.as_ref();
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    let mut digest = hex::encode(hasher.finalize());
-    digest.truncate(digits);
-    digest
+    hasher.finalize().into()
 }
 
 #[cfg(test)]
@@ -68,5 +85,12 @@ mod tests {
         assert_ne!(of_parts(["ab", "c"], 16), of_parts(["a", "bc"], 16));
         assert_ne!(of_parts(["ab", ""], 16), of_parts(["ab"], 16));
         assert_eq!(of_parts(["ab"], 16).len(), 16);
+    }
+
+    #[test]
+    fn the_number_is_the_beginning_of_the_digits() {
+        let digits = i64::from_str_radix(&of_parts(["ab"], 13), 16).unwrap();
+        assert_eq!(number_of_parts(["ab"], 52), digits);
+        assert_eq!(number_of_parts(["ab"], 53) >> 1, digits);
     }
 }

@@ -5,8 +5,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
+
+use crate::digest;
+
+/// Bits of [`Version::order`]: what a server compares as floating point is exact up to there.
+const ORDER_BITS: u32 = 53;
 
 /// Longest accepted document id in bytes.
 pub const MAX_DOCUMENT_ID_BYTES: usize = 1024;
@@ -101,6 +107,14 @@ impl TopicPartition {
             partition,
         }
     }
+
+    /// What [`Version::order`] is for the records of a Kafka partition: the same number wherever and
+    /// whenever it is computed. A SHA-256, so compute it once for a partition, not for a record.
+    pub fn version_order(&self) -> i64 {
+        let partition = self.partition.to_string();
+        // 0 is what points count as that were written without an order.
+        digest::number_of_parts([self.topic.as_bytes(), partition.as_bytes()], ORDER_BITS).max(1)
+    }
 }
 
 impl fmt::Display for TopicPartition {
@@ -144,23 +158,70 @@ impl fmt::Display for RecordPosition {
 pub struct Version {
     /// Where the record stood: within one topic-partition the offset decides.
     pub position: RecordPosition,
-    /// The record's timestamp in milliseconds since the epoch: decides between partitions.
+    /// The record's timestamp in milliseconds since the epoch: decides between partitions. 0 where the
+    /// record has no time.
     pub timestamp_ms: i64,
+    /// Decides between partitions where times are equal: 0 to below 2^53, the same for all records of a
+    /// partition or file. See [`TopicPartition::version_order`]; 0 where none was written.
+    pub order: i64,
 }
 
 impl Version {
     /// How old this version is compared with `other`; `Less` is older.
     ///
-    /// Within one topic-partition the offset decides, otherwise the timestamp. Equal versions
-    /// rewrite each other.
+    /// Within one topic-partition the offset decides, otherwise time, then order, then offset. Equal
+    /// versions rewrite each other. This is a total order as long as times do not go back within a
+    /// partition; where they do and a document moves between partitions, no order can be.
     pub fn compare(&self, other: &Self) -> Ordering {
-        let same_partition = self.position.partition == other.position.partition
-            && self.position.partition.partition != TopicPartition::NO_PARTITION;
-        if same_partition {
-            self.position.offset.cmp(&other.position.offset)
-        } else {
-            self.timestamp_ms.cmp(&other.timestamp_ms)
+        let (offset, others_offset) = (self.position.offset, other.position.offset);
+        if self.is_of_one_log(other) {
+            return offset.cmp(&others_offset);
         }
+        (self.timestamp_ms, self.order, offset).cmp(&(
+            other.timestamp_ms,
+            other.order,
+            others_offset,
+        ))
+    }
+
+    /// Whether this version may replace `stored`: older never overwrites newer, equal rewrites. What is
+    /// stored with a time that `latest` does not allow yields to everything but its own partition's
+    /// earlier records.
+    pub fn may_replace(&self, stored: &Self, latest: LatestTime) -> bool {
+        let yields = latest.forbids(stored.timestamp_ms) && !self.is_of_one_log(stored);
+        yields || self.compare(stored) != Ordering::Less
+    }
+
+    /// Whether both come from one partition whose offsets give an order of age.
+    fn is_of_one_log(&self, other: &Self) -> bool {
+        self.position.partition.partition != TopicPartition::NO_PARTITION
+            && self.position.partition == other.position.partition
+    }
+}
+
+/// The latest time that a record may have: the present plus a tolerance. A later one is a mistake of
+/// whoever wrote it, and would keep everything out that comes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatestTime(i64);
+
+impl LatestTime {
+    /// Allows every time.
+    pub const ANY: Self = Self(i64::MAX);
+
+    /// Allows times up to `tolerance` after `now`.
+    pub fn after(now: jiff::Timestamp, tolerance: Duration) -> Self {
+        let tolerance = i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX);
+        Self(now.as_millisecond().saturating_add(tolerance))
+    }
+
+    /// Whether a time in milliseconds since the epoch is too late.
+    pub fn forbids(self, timestamp_ms: i64) -> bool {
+        timestamp_ms > self.0
+    }
+
+    /// The latest allowed time in milliseconds since the epoch.
+    pub fn as_millisecond(self) -> i64 {
+        self.0
     }
 }
 
@@ -175,4 +236,89 @@ pub struct Receipt {
     pub position: RecordPosition,
     /// The assignment under which it was delivered.
     pub generation: Generation,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn version(log: usize, offset: i64, timestamp_ms: i64) -> Version {
+        let (topic, partition, order) = [
+            ("file:a", TopicPartition::NO_PARTITION, 5),
+            ("file:b", TopicPartition::NO_PARTITION, 6),
+            ("wire", 0, 3),
+            // As if digests were equal, and as points without an order count.
+            ("wire", 1, 3),
+            ("old", 0, 0),
+            ("old", 1, 0),
+        ][log];
+        Version {
+            position: RecordPosition {
+                partition: TopicPartition::new(topic, partition),
+                offset,
+            },
+            timestamp_ms,
+            order,
+        }
+    }
+
+    /// Versions whose times do not go back within their partition.
+    fn versions() -> impl Strategy<Value = Vec<Version>> {
+        let drawn = proptest::collection::vec((0..6_usize, 0..4_i64, 0..3_i64), 3);
+        let versions = drawn.prop_map(|drawn| {
+            let draw = |(log, offset, at)| version(log, offset, at);
+            drawn.into_iter().map(draw).collect::<Vec<_>>()
+        });
+        versions.prop_filter("times go back", |versions| {
+            versions.iter().all(|one| {
+                versions.iter().all(|other| {
+                    !one.is_of_one_log(other)
+                        || one.position.offset.cmp(&other.position.offset)
+                            == one.timestamp_ms.cmp(&other.timestamp_ms)
+                        || one.position.offset != other.position.offset
+                            && one.timestamp_ms == other.timestamp_ms
+                })
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn times_that_ascend_make_a_total_order(versions in versions()) {
+            let [a, b, c] = versions.as_slice() else { panic!("three") };
+            for (one, other) in [(a, b), (b, c), (a, c)] {
+                prop_assert_eq!(one.compare(other), other.compare(one).reverse());
+            }
+            for [x, y, z] in [[a, b, c], [a, c, b], [b, a, c], [b, c, a], [c, a, b], [c, b, a]] {
+                if x.compare(y).is_ge() && y.compare(z).is_ge() {
+                    prop_assert!(x.compare(z).is_ge(), "{x:?} {y:?} {z:?}");
+                }
+                // Whatever the order of arrival, what is left is none older than another.
+                let mut stored = x;
+                for new in [y, z] {
+                    if new.may_replace(stored, LatestTime::ANY) {
+                        stored = new;
+                    }
+                }
+                prop_assert!([x, y, z].iter().all(|other| stored.compare(other).is_ge()));
+            }
+        }
+
+        #[test]
+        fn the_order_of_a_partition_is_stable_and_small(partition in any::<i32>()) {
+            let order = TopicPartition::new("news", partition).version_order();
+            prop_assert!((1..1 << 53).contains(&order));
+            prop_assert_eq!(order, TopicPartition::new("news", partition).version_order());
+        }
+    }
+
+    /// Stored points are compared by it: it may never change.
+    #[test]
+    fn the_order_of_a_partition_is_the_published_one() {
+        let order = |topic: &str, partition| TopicPartition::new(topic, partition).version_order();
+        assert_eq!(order("news", 0), 1_778_544_322_068_851);
+        assert_eq!(order("news", 11), 674_351_952_188_346);
+    }
 }

@@ -10,8 +10,10 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::steady::Progress;
-use crate::document::DocumentId;
-use crate::store::{Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError};
+use crate::document::{DocumentId, LatestTime};
+use crate::store::{
+    Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError, WriteOutcome,
+};
 
 /// A store that notes when its writes became durable.
 pub(super) struct Probe {
@@ -47,13 +49,17 @@ impl Probe {
 }
 
 impl Store for Probe {
-    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn write(
+        &self,
+        batch: Vec<PointWrite>,
+        latest: LatestTime,
+    ) -> BoxFuture<'_, Result<WriteOutcome, StoreError>> {
         let timestamps: Vec<i64> = batch
             .iter()
             .map(|write| write.version().timestamp_ms)
             .collect();
         Box::pin(async move {
-            self.store.write(batch).await?;
+            let outcome = self.store.write(batch, latest).await?;
             let now_ms = jiff::Timestamp::now().as_millisecond();
             let mut notes = self.notes.lock();
             notes.progress.add(Instant::now(), timestamps.len());
@@ -61,7 +67,7 @@ impl Store for Probe {
                 let latencies = timestamps.iter().map(|then| (now_ms - then) as f64);
                 notes.latencies_ms.extend(latencies);
             }
-            Ok(())
+            Ok(outcome)
         })
     }
 

@@ -9,7 +9,7 @@ use super::lent::NoModel;
 use crate::assemble;
 use crate::batch::{Batch, BatchItem, BatchPlanner};
 use crate::decode::{Decoded, Decoder, compose_text};
-use crate::document::{Document, Generation, RecordPosition, TopicPartition, Version};
+use crate::document::{Document, Generation, LatestTime, RecordPosition, TopicPartition, Version};
 use crate::model::Model;
 use crate::pipeline::answer_of;
 use crate::score::{Tagger, Tagging};
@@ -175,6 +175,8 @@ fn points(
         keep_text: settings.store.keep_text,
     };
     let now = jiff::Timestamp::now();
+    let first = records.first();
+    let order = first.map_or(0, |record| record.position.partition.version_order());
     documents
         .into_iter()
         .zip(taggings)
@@ -183,6 +185,7 @@ fn points(
             let version = Version {
                 position: record.position.clone(),
                 timestamp_ms: record.timestamp_ms.unwrap_or_default(),
+                order,
             };
             let tagged = TaggedDocument {
                 document,
@@ -223,7 +226,10 @@ async fn write(
             .by_ref()
             .take(settings.store.batch_points())
             .collect();
-        store.write(batch).await.map_err(BenchError::failed)?;
+        store
+            .write(batch, LatestTime::ANY)
+            .await
+            .map_err(BenchError::failed)?;
     }
     let took = started.elapsed();
     store.close().await.map_err(BenchError::failed)?;

@@ -102,6 +102,7 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         delivered = counts.delivered,
         written = counts.written,
         deleted = counts.deleted,
+        superseded = counts.superseded,
         dead_lettered = counts.dead_lettered,
         "what this run did"
     );
@@ -155,6 +156,7 @@ async fn log_progress(counters: Arc<Counters>) {
         let done = counts.accounted_for();
         tracing::info!(
             done,
+            superseded = counts.superseded,
             dead_lettered = counts.dead_lettered,
             per_second = (done - before) / LOG_INTERVAL.as_secs(),
             "progress"

@@ -222,6 +222,8 @@ impl Sample<'_> {
                 state_dir: folder.path().to_owned(),
                 ..self.settings.backfill.clone()
             },
+            time_zone: self.settings.decode.zone(),
+            now: jiff::Timestamp::now(),
         })
         .map_err(Failure::failed)?;
         let decoder = Decoder::new(&self.settings.decode).map_err(Failure::usage)?;

@@ -1,6 +1,9 @@
 //! What can be configured about decoding, and the bounds of each value.
 //! Must not know where a value came from.
 
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::json::Mapping;
@@ -10,6 +13,9 @@ use crate::source::timestamp;
 
 /// Deepest nesting that can be allowed: below the JSON parser's own recursion limit of 128.
 const HIGHEST_MAX_DEPTH: usize = 120;
+
+/// Ten years: whoever wants times of the future to decide may have them.
+const HIGHEST_FUTURE_TOLERANCE_MINUTES: u64 = 10 * 366 * 24 * 60;
 
 /// Longest separator between title and body, in characters.
 const LONGEST_SEPARATOR_CHARS: usize = 32;
@@ -90,6 +96,8 @@ pub struct DecodeSettings {
     pub keep_unmapped: bool,
     /// Zone of times that name none: an IANA name or an offset such as `+08:00`.
     pub time_zone: String,
+    /// How far in the future a record's time may lie; a later one counts as no time.
+    pub future_tolerance_minutes: u64,
     /// Which parts of a document the model reads.
     pub text: TextRule,
     /// What stands between title and body.
@@ -109,6 +117,7 @@ impl Default for DecodeSettings {
             max_depth: 32,
             keep_unmapped: true,
             time_zone: "UTC".to_owned(),
+            future_tolerance_minutes: 24 * 60,
             text: TextRule::default(),
             text_separator: "。".to_owned(),
             max_text_chars: 4096,
@@ -141,6 +150,13 @@ impl DecodeSettings {
             16,
             1_000_000,
         );
+        check_range(
+            violations,
+            "future_tolerance_minutes",
+            self.future_tolerance_minutes,
+            0,
+            HIGHEST_FUTURE_TOLERANCE_MINUTES,
+        );
         if self.text_separator.chars().count() > LONGEST_SEPARATOR_CHARS {
             violations.push(Violation::new(
                 "text_separator",
@@ -165,6 +181,16 @@ impl DecodeSettings {
                 "a pointer for the title, the text or both",
             ));
         }
+    }
+
+    /// The zone of times that name none; UTC where `time_zone` is none.
+    pub fn zone(&self) -> TimeZone {
+        timestamp::zone(&self.time_zone).unwrap_or(TimeZone::UTC)
+    }
+
+    /// How far in the future a record's time may lie.
+    pub fn future_tolerance(&self) -> Duration {
+        Duration::from_secs(self.future_tolerance_minutes * 60)
     }
 
     /// How the text for the model is composed.

@@ -29,10 +29,14 @@ pub struct Counters {
     pub tagged: Counter,
     /// Documents tagged as an earlier one of the same text was, without the model.
     pub repeated: Counter,
-    /// Points durably written (or superseded by a newer version that already stands there).
+    /// Points durably written.
     pub written: Counter,
     /// Tombstones durably written.
     pub deleted: Counter,
+    /// Documents and tombstones that lost against a newer version, in the store or in the same write.
+    pub superseded: Counter,
+    /// Records whose time lay in the future and counts as none.
+    pub future_times: Counter,
     /// Records durably dead-lettered.
     pub dead_lettered: Counter,
     /// Documents whose text did not fit.
@@ -58,6 +62,10 @@ pub struct Counts {
     pub written: u64,
     /// See [`Counters::deleted`].
     pub deleted: u64,
+    /// See [`Counters::superseded`].
+    pub superseded: u64,
+    /// See [`Counters::future_times`].
+    pub future_times: u64,
     /// See [`Counters::dead_lettered`].
     pub dead_lettered: u64,
     /// See [`Counters::truncated`].
@@ -79,6 +87,8 @@ impl Counters {
             repeated: self.repeated.get(),
             written: self.written.get(),
             deleted: self.deleted.get(),
+            superseded: self.superseded.get(),
+            future_times: self.future_times.get(),
             dead_lettered: self.dead_lettered.get(),
             truncated: self.truncated.get(),
             unknown_tokens: self.unknown_tokens.get(),
@@ -91,6 +101,6 @@ impl Counters {
 impl Counts {
     /// Records that need no more work.
     pub fn accounted_for(&self) -> u64 {
-        self.written + self.deleted + self.dead_lettered
+        self.written + self.deleted + self.superseded + self.dead_lettered
     }
 }

@@ -15,6 +15,7 @@ mod batches;
 mod counters;
 mod dead_letters;
 mod ending;
+mod future_times;
 mod infer;
 mod intake;
 mod ledger;
@@ -53,6 +54,7 @@ use crate::telemetry::{Health, Metrics};
 use batches::Batches;
 use dead_letters::{Refusal, run_refuser};
 use ending::{finish, supervise};
+use future_times::FutureTimes;
 use intake::{IntakeState, spawn_intake};
 use ledger::{Budget, Ledger, Ticket};
 use outage::Outage;
@@ -108,6 +110,8 @@ pub struct Wiring {
     pub commit_interval: Duration,
     /// How long a revocation waits for what is in flight.
     pub revoke_drain: Duration,
+    /// How far a record's time may lie in the future; a later one counts as none.
+    pub future_tolerance: Duration,
     /// How fast records may enter; `None` for as fast as they come.
     pub throttle: Option<Arc<Throttle>>,
     /// Told while the store takes no writes; `None` where nobody asks.
@@ -163,6 +167,8 @@ pub(crate) struct Context {
     counters: Arc<Counters>,
     metrics: Metrics,
     outage: Outage,
+    future_tolerance: Duration,
+    future_times: FutureTimes,
     /// Above zero while batches go out at once instead of lingering.
     draining: AtomicUsize,
     /// Work in flight is given up: retry loops end.
@@ -279,6 +285,8 @@ pub async fn run(
         counters,
         metrics,
         outage: Outage::new(wiring.health.clone()),
+        future_tolerance: wiring.future_tolerance,
+        future_times: FutureTimes::default(),
         draining: AtomicUsize::new(0),
         abandoned: CancellationToken::new(),
         failure: Mutex::new(None),

@@ -1,6 +1,7 @@
 //! Decoding and tokenising on threads of their own: records in, documents ready for the model,
 //! tombstones and refusals out.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,11 +15,11 @@ use super::infer::to_write;
 use super::intake::Admitted;
 use super::ledger::Ticket;
 use super::write::{Content, Write};
-use super::{Context, PipelineError, Refused, spawn};
+use super::{Context, PipelineError, Refused, future_times, spawn};
 use crate::batch::BatchItem;
 use crate::decode::{Decoded, compose_text};
-use crate::document::{Document, Version};
-use crate::source::SourceRecord;
+use crate::document::{Document, LatestTime, TopicPartition, Version};
+use crate::source::{Source, SourceRecord};
 use crate::telemetry::Stage;
 use crate::tokenize::EncodedText;
 
@@ -53,10 +54,46 @@ pub(super) struct Prepared {
     pub(super) refusals: mpsc::Sender<Refused>,
 }
 
+/// Partitions whose orders a thread remembers at most; a job may read any number of files.
+const REMEMBERED_ORDERS: usize = 4096;
+
+/// The orders of partitions, each asked for once: the digest behind it costs more than the rest of a
+/// version.
+#[derive(Debug, Default)]
+struct Orders {
+    last: Option<(TopicPartition, i64)>,
+    known: HashMap<TopicPartition, i64>,
+}
+
+impl Orders {
+    fn of(&mut self, source: &dyn Source, partition: &TopicPartition) -> i64 {
+        if let Some((last, order)) = &self.last
+            && last == partition
+        {
+            return *order;
+        }
+        let order = match self.known.get(partition) {
+            Some(order) => *order,
+            None => {
+                let order = source.version_order(partition);
+                if self.known.len() >= REMEMBERED_ORDERS {
+                    self.known.clear();
+                }
+                self.known.insert(partition.clone(), order);
+                order
+            }
+        };
+        self.last = Some((partition.clone(), order));
+        order
+    }
+}
+
 /// Prepares chunks until the intake ends or a stage behind has gone.
 pub(super) fn run_prepare(context: &Context, records: &Receiver<Admitted>, out: &Prepared) {
+    let mut orders = Orders::default();
     for admitted in records {
-        let Some((documents, tombstones)) = decode(context, admitted, out) else {
+        let decoded = decode(context, &mut orders, admitted, out);
+        let Some((documents, tombstones)) = decoded else {
             return;
         };
         let started = Instant::now();
@@ -114,17 +151,20 @@ struct DecodedRecord {
 /// Splits a chunk into documents, deletions and refusals; `None` when nobody takes the refusals.
 fn decode(
     context: &Context,
+    orders: &mut Orders,
     admitted: Admitted,
     out: &Prepared,
 ) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
     let started = Instant::now();
     let mut documents = Vec::with_capacity(admitted.records.len());
     let mut tombstones = Vec::new();
+    let latest = LatestTime::after(jiff::Timestamp::now(), context.future_tolerance);
     for record in admitted.records {
         let ticket = Ticket::of(&record, admitted.at);
         let version = Version {
             position: record.position.clone(),
-            timestamp_ms: record.timestamp_ms.unwrap_or(0),
+            timestamp_ms: age(context, &record, latest),
+            order: orders.of(&*context.source, &record.position.partition),
         };
         match context.decoder.decode(&record) {
             Ok(Decoded::Document(document)) => {
@@ -164,6 +204,18 @@ fn decode(
     }
     context.metrics.stage(Stage::Decode, started.elapsed());
     Some((documents, tombstones))
+}
+
+/// A record's time as its version has it: 0 where there is none, or one that cannot be true.
+fn age(context: &Context, record: &SourceRecord, latest: LatestTime) -> i64 {
+    match record.timestamp_ms {
+        None => 0,
+        Some(timestamp_ms) if latest.forbids(timestamp_ms) => {
+            future_times::note(context, record);
+            0
+        }
+        Some(timestamp_ms) => timestamp_ms,
+    }
 }
 
 fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {

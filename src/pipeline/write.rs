@@ -17,10 +17,10 @@ use super::dead_letters::{Refusal, refuse};
 use super::ledger::Ticket;
 use super::pace::Pace;
 use super::{Context, PipelineError};
-use crate::document::{DocumentId, Version};
+use crate::document::{DocumentId, LatestTime, Version};
 use crate::source::SourceRecord;
 use crate::store::point::{Provenance, TaggedDocument, build_point};
-use crate::store::{PointWrite, StoreError};
+use crate::store::{PointWrite, StoreError, WriteOutcome};
 use crate::telemetry::{Outcome, Stage};
 
 /// Stage name in dead-letter headers.
@@ -154,12 +154,14 @@ fn write_durably(
     batch: Vec<Write>,
 ) -> BoxFuture<'static, Result<(), PipelineError>> {
     Box::pin(async move {
-        let Err(reason) = write_until_decided(&context, &batch).await? else {
-            refusals.store(0, Ordering::Relaxed);
-            acknowledge(&context, &batch);
-            return Ok(());
-        };
-        isolate(context, refusals, batch, reason).await
+        match write_until_decided(&context, &batch).await? {
+            Ok(outcome) => {
+                refusals.store(0, Ordering::Relaxed);
+                acknowledge(&context, &batch, outcome);
+                Ok(())
+            }
+            Err(reason) => isolate(context, refusals, batch, reason).await,
+        }
     })
 }
 
@@ -192,17 +194,25 @@ async fn isolate(
     refuse(&context, write.ticket, write.record, refusal).await
 }
 
-fn acknowledge(context: &Context, batch: &[Write]) {
-    let deleted = batch
+fn acknowledge(context: &Context, batch: &[Write], outcome: WriteOutcome) {
+    let deletions = batch
         .iter()
         .filter(|write| matches!(write.content, Content::Tombstone { .. }))
         .count();
-    context.counters.written.add(batch.len() - deleted);
+    let documents = batch.len() - deletions;
+    let written = documents.saturating_sub(outcome.superseded_documents);
+    let deleted = deletions.saturating_sub(outcome.superseded_deletions);
+    let superseded = batch.len() - written - deleted;
+    context.counters.written.add(written);
     context.counters.deleted.add(deleted);
-    context
-        .metrics
-        .documents(Outcome::Written, (batch.len() - deleted) as u64);
-    context.metrics.documents(Outcome::Deleted, deleted as u64);
+    context.counters.superseded.add(superseded);
+    for (outcome, documents) in [
+        (Outcome::Written, written),
+        (Outcome::Deleted, deleted),
+        (Outcome::Superseded, superseded),
+    ] {
+        context.metrics.documents(outcome, documents as u64);
+    }
     context
         .ledger
         .acknowledge(batch.iter().map(|write| &write.ticket));
@@ -212,7 +222,7 @@ fn acknowledge(context: &Context, batch: &[Write]) {
 async fn write_until_decided(
     context: &Context,
     batch: &[Write],
-) -> Result<Result<(), String>, PipelineError> {
+) -> Result<Result<WriteOutcome, String>, PipelineError> {
     let mut backoff = SHORTEST_BACKOFF;
     let started = Instant::now();
     let mut logged: Option<Instant> = None;
@@ -221,8 +231,9 @@ async fn write_until_decided(
             .iter()
             .map(|write| write.content.point(&context.provenance))
             .collect();
-        let failure = match context.store.write(points).await {
-            Ok(()) => {
+        let latest = LatestTime::after(Timestamp::now(), context.future_tolerance);
+        let failure = match context.store.write(points, latest).await {
+            Ok(outcome) => {
                 if logged.is_some() {
                     tracing::info!(
                         seconds = started.elapsed().as_secs_f32(),
@@ -232,7 +243,7 @@ async fn write_until_decided(
                 context.metrics.stage(Stage::Write, started.elapsed());
                 context.metrics.store_paused(false);
                 context.outage.over();
-                return Ok(Ok(()));
+                return Ok(Ok(outcome));
             }
             Err(StoreError::Rejected(reason)) => return Ok(Err(reason)),
             Err(fatal @ StoreError::Fatal(_)) => return Err(PipelineError::Store(fatal)),

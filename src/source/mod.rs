@@ -131,6 +131,14 @@ pub trait Source: Send + Sync {
         true
     }
 
+    /// What [`Version::order`] is for the records of a partition: the same number for every delivery
+    /// of the same records. Asked once in a while, not for every record.
+    ///
+    /// [`Version::order`]: crate::document::Version::order
+    fn version_order(&self, partition: &TopicPartition) -> i64 {
+        partition.version_order()
+    }
+
     /// Whether a change of assignment waits for an answer, so that the reader of the events should
     /// look at the next one even where it takes no more records.
     fn is_revoking(&self) -> bool {

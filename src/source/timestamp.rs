@@ -1,10 +1,12 @@
-//! Times as data writes them, for whoever reads records. Pure: the zone is passed in, no clock is read.
+//! Times as data and command lines write them: the one rule for publication, age and bounds of a job.
+//! Pure: the zone is passed in, no clock is read.
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
+use jiff::civil::Time;
 use jiff::fmt::rfc2822;
+use jiff::fmt::temporal::Pieces;
 use jiff::tz::{Offset, TimeZone};
-use serde_json::Number;
+use serde_json::{Number, Value};
 
 /// Numbers below this are seconds (as seconds, the year 5138; as milliseconds, March 1973).
 const FIRST_MILLISECONDS: f64 = 1e11;
@@ -45,8 +47,8 @@ fn offset(name: &str) -> Option<Offset> {
     Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).ok()
 }
 
-/// A time written as text: RFC 3339, a date with or without a time of day (in `zone`), RFC 2822 as
-/// feeds write it, or digits since the epoch.
+/// A time written as text: RFC 3339, a date with or without a time of day (in the zone that it names,
+/// otherwise in `zone`), RFC 2822 as feeds write it, or digits since the epoch.
 pub(crate) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let text = text.trim();
     if text.len() > LONGEST_TIME_BYTES {
@@ -55,8 +57,9 @@ pub(crate) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Some(time);
     }
-    if let Ok(local) = text.replace('/', "-").parse::<DateTime>() {
-        return zone.to_timestamp(local).ok();
+    let dashed = with_dashes(text);
+    if let Ok(pieces) = Pieces::parse(&dashed) {
+        return from_pieces(&pieces, zone);
     }
     if text
         .bytes()
@@ -68,6 +71,33 @@ pub(crate) fn parse(text: &str, zone: &TimeZone) -> Option<Timestamp> {
             .and_then(|number| from_epoch(&number));
     }
     rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+}
+
+/// A time in the value of a JSON field: text or a number.
+pub(crate) fn of_value(value: &Value, zone: &TimeZone) -> Option<Timestamp> {
+    match value {
+        Value::String(text) => parse(text, zone),
+        Value::Number(number) => from_epoch(number),
+        _ => None,
+    }
+}
+
+/// `2026/01/31` as `2026-01-31`; the name of a zone in brackets keeps its slash.
+fn with_dashes(text: &str) -> String {
+    let (time, zone) = text.split_at(text.find('[').unwrap_or(text.len()));
+    time.replace('/', "-") + zone
+}
+
+/// An offset that is written says which moment is meant, then a zone that is written; a zone that is
+/// not known makes it no time, because another one would give another moment.
+fn from_pieces(pieces: &Pieces<'_>, zone: &TimeZone) -> Option<Timestamp> {
+    let time = pieces.time().unwrap_or(Time::midnight());
+    let local = pieces.date().to_datetime(time);
+    if let Some(offset) = pieces.to_numeric_offset() {
+        return offset.to_timestamp(local).ok();
+    }
+    let named = pieces.to_time_zone().ok()?;
+    named.as_ref().unwrap_or(zone).to_timestamp(local).ok()
 }
 
 /// Seconds or milliseconds since 1970, told apart by their size; fractions are kept to the
@@ -150,6 +180,34 @@ mod tests {
             &"9".repeat(500),
         ] {
             assert_eq!(utc(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_zone_or_offset_that_is_written_is_kept() {
+        let tokyo = zone("+09:00").unwrap();
+        for text in [
+            "2026-01-31T08:00:00[Asia/Shanghai]",
+            "2026-01-31 08:00[Asia/Shanghai]",
+            "2026/01/31 08:00:00[Asia/Shanghai]",
+            "2026-01-31T08:00:00[+08:00]",
+            "2026-01-31T08:00:00+08:00[Asia/Shanghai]",
+            "2026/01/31 08:00:00+08:00",
+            "2026/01/31T00:00:00Z",
+            "2026-01-31 09:00:00",
+            "2026-01-31T09:00:00[u-ca=gregory]",
+        ] {
+            let time = parse(text, &tokyo).map(|time| time.to_string());
+            assert_eq!(time.as_deref(), Some("2026-01-31T00:00:00Z"), "{text}");
+        }
+        let midnight = parse("2026-01-31[Asia/Shanghai]", &tokyo).unwrap();
+        assert_eq!(midnight.to_string(), "2026-01-30T16:00:00Z");
+        for text in [
+            "2026-01-31T08:00:00[Mars/Olympus]",
+            "2026-01-31T08:00:00[",
+            "2026-01-31T08:00:00[Asia/Shanghai",
+        ] {
+            assert_eq!(parse(text, &tokyo), None, "{text}");
         }
     }
 

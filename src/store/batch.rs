@@ -7,18 +7,44 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use crate::document::DocumentId;
-use crate::store::{PointWrite, StoreError};
+use crate::store::{PointWrite, StoreError, WriteOutcome};
 
 /// Bytes assumed for what a request holds for each point besides vector and payload: id, condition,
 /// framing.
 const POINT_OVERHEAD_BYTES: usize = 512;
+
+/// A batch of which each document stands once.
+#[derive(Debug, Default)]
+pub struct Reduced {
+    /// The newest write of each document.
+    pub writes: Vec<PointWrite>,
+    /// What was superseded within the batch.
+    pub outcome: WriteOutcome,
+    /// Further writes of the same version that were left out, where there were any: they share the fate
+    /// of the one that is kept.
+    equal: HashMap<DocumentId, usize>,
+}
+
+impl Reduced {
+    /// How many records of the batch a kept write stands for.
+    pub fn records_of(&self, write: &PointWrite) -> usize {
+        1 + self.equal.get(write.id()).copied().unwrap_or_default()
+    }
+
+    /// What a kept write counts as where the store holds a newer version.
+    pub fn if_superseded(&self, write: &PointWrite) -> WriteOutcome {
+        let mut outcome = WriteOutcome::default();
+        outcome.add_superseded(write, self.records_of(write));
+        outcome
+    }
+}
 
 /// Checks every vector and keeps the newest write of each document.
 ///
 /// # Errors
 /// [`StoreError::Rejected`] where a vector has another width than `vector_size` or holds a number
 /// that is not finite.
-pub fn prepare(batch: Vec<PointWrite>, vector_size: usize) -> Result<Vec<PointWrite>, StoreError> {
+pub fn prepare(batch: Vec<PointWrite>, vector_size: usize) -> Result<Reduced, StoreError> {
     for write in &batch {
         check(write, vector_size)?;
     }
@@ -47,25 +73,42 @@ fn check(write: &PointWrite, vector_size: usize) -> Result<(), StoreError> {
 
 /// The newest write of each document, in the order in which documents first appear. The result,
 /// written at once, leaves what the batch would leave if it were written one by one.
-pub fn newest_per_document(batch: Vec<PointWrite>) -> Vec<PointWrite> {
+pub fn newest_per_document(batch: Vec<PointWrite>) -> Reduced {
     // Nearly always: then nothing has to be copied or moved.
     let distinct: HashSet<&str> = batch.iter().map(|write| write.id().as_str()).collect();
     if distinct.len() == batch.len() {
-        return batch;
+        return Reduced {
+            writes: batch,
+            ..Reduced::default()
+        };
     }
     let mut places: HashMap<DocumentId, usize> = HashMap::with_capacity(batch.len());
-    let mut newest: Vec<PointWrite> = Vec::with_capacity(batch.len());
+    let mut reduced = Reduced::default();
+    let Reduced {
+        writes,
+        outcome,
+        equal,
+    } = &mut reduced;
     for write in batch {
-        let place = *places.entry(write.id().clone()).or_insert(newest.len());
-        match newest.get_mut(place) {
-            None => newest.push(write),
-            Some(kept) if write.version().compare(kept.version()) != Ordering::Less => {
+        let place = *places.entry(write.id().clone()).or_insert(writes.len());
+        let Some(kept) = writes.get_mut(place) else {
+            writes.push(write);
+            continue;
+        };
+        match write.version().compare(kept.version()) {
+            Ordering::Less => outcome.add_superseded(&write, 1),
+            Ordering::Equal => {
+                *equal.entry(write.id().clone()).or_default() += 1;
                 *kept = write;
             }
-            Some(_) => {}
+            Ordering::Greater => {
+                let records = 1 + equal.remove(write.id()).unwrap_or_default();
+                outcome.add_superseded(kept, records);
+                *kept = write;
+            }
         }
     }
-    newest
+    reduced
 }
 
 /// Cuts a batch into requests of at most `max_points` points and about `max_bytes` bytes; a point
@@ -137,6 +180,7 @@ mod tests {
                     offset,
                 },
                 timestamp_ms,
+                order: i64::from(partition),
             },
             vector: vec![1.0, 0.0],
             payload: Map::new(),
@@ -163,8 +207,35 @@ mod tests {
         if let PointWrite::Upsert(point) = &mut second {
             point.vector = vec![0.0, 1.0];
         }
-        let kept = newest_per_document(vec![upsert("a", 0, 5, 1), second.clone()]);
-        assert_eq!(kept, vec![second]);
+        let reduced = newest_per_document(vec![upsert("a", 0, 5, 1), second.clone()]);
+        assert_eq!(reduced.outcome, WriteOutcome::default());
+        assert_eq!(reduced.records_of(&second), 2);
+        assert_eq!(reduced.writes, vec![second]);
+    }
+
+    #[test]
+    fn what_loses_within_a_batch_is_counted() {
+        let deletion = PointWrite::Tombstone {
+            id: DocumentId::new("a").unwrap(),
+            version: upsert("a", 0, 6, 1).version().clone(),
+            deleted_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let newest = upsert("a", 0, 7, 1);
+        let reduced = newest_per_document(vec![
+            upsert("a", 0, 5, 1),
+            upsert("a", 0, 5, 1),
+            deletion,
+            newest.clone(),
+            upsert("a", 0, 4, 1),
+            upsert("b", 0, 1, 1),
+        ]);
+        let expected = WriteOutcome {
+            superseded_documents: 3,
+            superseded_deletions: 1,
+        };
+        assert_eq!(reduced.outcome, expected);
+        assert_eq!(reduced.writes.len(), 2);
+        assert_eq!(reduced.records_of(&newest), 1);
     }
 
     #[test]
@@ -197,7 +268,11 @@ mod tests {
                     one_by_one.insert(write.id().clone(), write.clone());
                 }
             }
-            let at_once: BTreeMap<DocumentId, PointWrite> = newest_per_document(batch)
+            let records = batch.len();
+            let reduced = newest_per_document(batch);
+            let kept: usize = reduced.writes.iter().map(|write| reduced.records_of(write)).sum();
+            prop_assert_eq!(kept + reduced.outcome.superseded_documents, records);
+            let at_once: BTreeMap<DocumentId, PointWrite> = reduced.writes
                 .into_iter().map(|write| (write.id().clone(), write)).collect();
             prop_assert_eq!(at_once, one_by_one);
         }

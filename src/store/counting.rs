@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 
-use crate::document::DocumentId;
+use crate::document::{DocumentId, LatestTime};
 use crate::store::{
     Admin, CollectionInfo, CollectionSpec, IndexKind, PointFilter, PointWrite, SearchHit, Store,
-    StoreError,
+    StoreError, WriteOutcome,
 };
 
 /// Takes every write at once.
@@ -42,13 +42,17 @@ fn done<T: Send + 'static>(value: T) -> BoxFuture<'static, Result<T, StoreError>
 }
 
 impl Store for CountingStore {
-    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn write(
+        &self,
+        batch: Vec<PointWrite>,
+        _latest: LatestTime,
+    ) -> BoxFuture<'_, Result<WriteOutcome, StoreError>> {
         let tombstones = batch.iter().filter(|write| write.is_tombstone()).count() as u64;
         let points = batch.len() as u64 - tombstones;
         self.tombstones.fetch_add(tombstones, Ordering::Relaxed);
         self.points.fetch_add(points, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
-        done(())
+        done(WriteOutcome::default())
     }
 
     fn search(

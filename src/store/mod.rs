@@ -3,13 +3,14 @@
 //! Knows nothing of sources, models or offsets to commit.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::document::{DocumentId, RecordPosition, Version};
+use crate::document::{DocumentId, LatestTime, RecordPosition, Version};
 
 pub mod batch;
 pub mod bulk;
@@ -51,7 +52,7 @@ pub struct Point {
     /// L2-normalised embedding `[hidden]`.
     pub vector: Vec<f32>,
     /// The payload keys of the design, without those that the version holds
-    /// (`version`, `kafka_topic`, `kafka_partition`, `kafka_offset`), which the store adds.
+    /// (`version`, `version_order`, `kafka_topic`, `kafka_partition`, `kafka_offset`), which the store adds.
     pub payload: Map<String, Value>,
 }
 
@@ -145,14 +146,49 @@ pub struct CollectionInfo {
     pub limits: Vec<String>,
 }
 
+/// What became of the writes of a durable batch that lost; all others are what is stored now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteOutcome {
+    /// Documents superseded by a newer version, which is in the store or came in the same batch.
+    pub superseded_documents: usize,
+    /// Deletions superseded likewise.
+    pub superseded_deletions: usize,
+}
+
+impl WriteOutcome {
+    /// Counts `times` writes of this kind as superseded.
+    pub(crate) fn add_superseded(&mut self, write: &PointWrite, times: usize) {
+        if write.is_tombstone() {
+            self.superseded_deletions += times;
+        } else {
+            self.superseded_documents += times;
+        }
+    }
+}
+
+impl AddAssign for WriteOutcome {
+    fn add_assign(&mut self, other: Self) {
+        self.superseded_documents += other.superseded_documents;
+        self.superseded_deletions += other.superseded_deletions;
+    }
+}
+
 /// A place that points are written to.
 ///
 /// `write` may be called concurrently; it returns only when every point of the batch is durable
 /// (gRPC: Completed with wait=true; embedded: after a flush that did not fail) or superseded by a
 /// newer version already there. On an error nothing is known of the batch: writing it again is safe.
 pub trait Store: Send + Sync {
-    /// Writes a batch conditionally: older never overwrites newer, equal rewrites.
-    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Writes a batch conditionally: older never overwrites newer, equal rewrites, and what is stored
+    /// with a time beyond `latest` yields.
+    ///
+    /// What was superseded is counted exactly by the embedded store. A server is asked after the write,
+    /// so that a newer version of another writer in between counts as well.
+    fn write(
+        &self,
+        batch: Vec<PointWrite>,
+        latest: LatestTime,
+    ) -> BoxFuture<'_, Result<WriteOutcome, StoreError>>;
 
     /// The `limit` nearest points to an L2-normalised `vector`, best first.
     fn search(

@@ -30,10 +30,12 @@ const BATCHES_PER_UPKEEP: u64 = 256;
 /// What became of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Tagged and durably written, or superseded by a newer version already there.
+    /// Tagged and durably written.
     Written,
     /// A deletion, durably written.
     Deleted,
+    /// A document or deletion that lost against a newer version in the store or in the same write.
+    Superseded,
     /// Sent to the dead-letter topic and acknowledged there.
     DeadLettered,
     /// Given up with its partition, which another worker now has.
@@ -104,6 +106,7 @@ struct Inner {
 struct Known {
     written: Counter,
     deleted: Counter,
+    superseded: Counter,
     dead_lettered: Counter,
     abandoned: Counter,
     truncated: Counter,
@@ -119,6 +122,7 @@ struct Known {
     commits: Counter,
     commit_failures: Counter,
     cache_hits: Counter,
+    future_times: Counter,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -165,6 +169,7 @@ impl Metrics {
         let counter = match outcome {
             Outcome::Written => &known.written,
             Outcome::Deleted => &known.deleted,
+            Outcome::Superseded => &known.superseded,
             Outcome::DeadLettered => &known.dead_lettered,
             Outcome::Abandoned => &known.abandoned,
         };
@@ -197,6 +202,11 @@ impl Metrics {
     /// Documents answered from the cache of repeated texts.
     pub fn cache_hits(&self, documents: u64) {
         self.inner.known.cache_hits.increment(documents);
+    }
+
+    /// Records whose time lies too far in the future to be true.
+    pub fn future_times(&self, records: u64) {
+        self.inner.known.future_times.increment(records);
     }
 
     /// Time that a part of the work took.
@@ -294,6 +304,7 @@ impl Known {
         Self {
             written: documents("written"),
             deleted: documents("deleted"),
+            superseded: documents("superseded"),
             dead_lettered: documents("dead_lettered"),
             abandoned: documents("abandoned"),
             truncated: counter!("tcbert_truncated_documents_total"),
@@ -310,6 +321,7 @@ impl Known {
             commits: counter!("tcbert_commits_total"),
             commit_failures: counter!("tcbert_commit_failures_total"),
             cache_hits: counter!("tcbert_cache_hits_total"),
+            future_times: counter!("tcbert_future_times_total"),
         }
     }
 }
@@ -358,6 +370,10 @@ fn describe() {
         "tcbert_cache_hits_total",
         "documents answered from the cache of repeated texts"
     );
+    describe_counter!(
+        "tcbert_future_times_total",
+        "records whose time lies in the future and counts as none"
+    );
     describe_gauge!("tcbert_build_info", "1, with the version as a label");
 }
 
@@ -392,6 +408,8 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.documents(Outcome::Written, 3);
         metrics.documents(Outcome::DeadLettered, 1);
+        metrics.documents(Outcome::Superseded, 2);
+        metrics.future_times(1);
         metrics.batch(3, 90, 100);
         metrics.texts(1, 7);
         metrics.stage(Stage::Infer, Duration::from_millis(3));
@@ -403,6 +421,8 @@ mod tests {
             "tcbert_documents_total{outcome=\"written\"} 3",
             "tcbert_documents_total{outcome=\"dead_lettered\"} 1",
             "tcbert_documents_total{outcome=\"deleted\"} 0",
+            "tcbert_documents_total{outcome=\"superseded\"} 2",
+            "tcbert_future_times_total 1",
             "tcbert_tokens_total{kind=\"padding\"} 10",
             "tcbert_padding_efficiency_bucket{le=\"0.9\"} 1",
             "tcbert_padding_efficiency_bucket{le=\"0.85\"} 0",

@@ -37,3 +37,4 @@ mod store_contract;
 mod store_security;
 mod support;
 mod tidy;
+mod versions;

@@ -12,7 +12,7 @@ use tcbert_worker::store::PointWrite;
 
 use crate::backfill::Ground;
 use crate::processes::{self, finish, signal};
-use crate::support::{Worker, documents, wait_until};
+use crate::support::{Put, Worker, documents, wait_until};
 
 fn json_of(output: &std::process::Output) -> Value {
     let log = String::from_utf8_lossy(&output.stderr);
@@ -191,13 +191,14 @@ async fn markers_of_deletions_go_once_they_have_served() {
                 offset: hours_ago,
             },
             timestamp_ms: 1,
+            order: 0,
         },
         deleted_at: now
             .checked_sub(jiff::SignedDuration::from_hours(hours_ago))
             .unwrap(),
     };
     store
-        .write(vec![marker("old", 3), marker("young", 1)])
+        .put(vec![marker("old", 3), marker("young", 1)])
         .await
         .unwrap();
     let removing = {

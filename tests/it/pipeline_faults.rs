@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tcbert_worker::decode::{DecodeSettings, Decoder};
-use tcbert_worker::document::{DocumentId, Generation, RecordPosition, TopicPartition};
+use tcbert_worker::document::{DocumentId, Generation, LatestTime, RecordPosition, TopicPartition};
 use tcbert_worker::model::twin::TwinModel;
 use tcbert_worker::model::{Model, ModelError, PassInput, PassOutput};
 use tcbert_worker::pipeline::{self, Counters, Ending, PipelineError, Stages, Wiring};
@@ -20,7 +20,7 @@ use tcbert_worker::source::{MemoryDeadLetters, SourceEvent, SourceRecord};
 use tcbert_worker::store::counting::CountingStore;
 use tcbert_worker::store::point::Provenance;
 use tcbert_worker::store::{
-    Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError,
+    Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError, WriteOutcome,
 };
 use tcbert_worker::telemetry::Metrics;
 use tcbert_worker::tokenize::PromptTokenizer;
@@ -83,8 +83,12 @@ impl MoodyStore {
 }
 
 impl Store for MoodyStore {
-    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let outcome = self.take(&batch);
+    fn write(
+        &self,
+        batch: Vec<PointWrite>,
+        _latest: LatestTime,
+    ) -> BoxFuture<'_, Result<WriteOutcome, StoreError>> {
+        let outcome = self.take(&batch).map(|()| WriteOutcome::default());
         Box::pin(std::future::ready(outcome))
     }
 

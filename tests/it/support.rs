@@ -5,14 +5,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use tcbert_worker::assemble::{self, Engine};
-use tcbert_worker::document::DocumentId;
+use tcbert_worker::document::{DocumentId, LatestTime};
 use tcbert_worker::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, SampleRecord};
 use tcbert_worker::pipeline::{self, Counters, Counts, Ending, PipelineError};
 use tcbert_worker::settings::{Origins, Settings};
-use tcbert_worker::store::Store;
+use tcbert_worker::store::{PointWrite, Store, StoreError, WriteOutcome};
 use tcbert_worker::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
+
+/// A write for which no time is too late: the present decides nothing in these tests.
+pub trait Put {
+    fn put(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<WriteOutcome, StoreError>>;
+}
+
+impl<S: Store + ?Sized> Put for S {
+    fn put(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<WriteOutcome, StoreError>> {
+        self.write(batch, LatestTime::ANY)
+    }
+}
 
 pub const TOPIC: &str = "documents";
 pub const DEAD_LETTERS: &str = "documents.dead-letters";

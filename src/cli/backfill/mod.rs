@@ -39,8 +39,8 @@ const YIELDING_IN_FLIGHT: usize = 1024;
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["from", "to", "offsets", "input"]))]
 pub(super) struct Arguments {
-    /// From the first record that is not older than this time: 2026-11-23T00:00:00Z, 2026-11-23, or
-    /// seconds or milliseconds since 1970.
+    /// From the first record that is not older than this time: 2026-11-23T00:00:00Z, 2026-11-23 (in
+    /// decode.time_zone), or seconds or milliseconds since 1970.
     #[arg(long, value_name = "TIME", conflicts_with_all = ["offsets", "input"])]
     from: Option<String>,
     /// Up to the first record that is not older than this time; left out: up to the end that the
@@ -139,7 +139,7 @@ struct Report {
 }
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
-    let wanted = Wanted::of(arguments)?;
+    let wanted = Wanted::of(arguments, settings)?;
     let mut settings = settings.clone();
     settings.kafka.accept_gap |= arguments.accept_gap;
     if arguments.yield_to_live {
@@ -325,6 +325,7 @@ async fn show(work: Work, counters: Arc<Counters>, over: CancellationToken) {
             done = far.done,
             total = far.total,
             documents = counts.accounted_for(),
+            superseded = counts.superseded,
             dead_lettered = counts.dead_lettered,
             per_second = (rate * 10.0).round() / 10.0,
             seconds_left = left,
@@ -363,11 +364,12 @@ fn tell(arguments: &Arguments, report: &Report) -> Result<(), Failure> {
     let Counts {
         written,
         deleted,
+        superseded,
         dead_lettered,
         ..
     } = report.counts;
     output::line(format!(
-        "{}: {written} written, {deleted} deleted, {dead_lettered} dead-lettered{} in {:.1} s ({:.1} a second){}",
+        "{}: {written} written, {deleted} deleted, {superseded} superseded, {dead_lettered} dead-lettered{} in {:.1} s ({:.1} a second){}",
         report.job,
         if dead_lettered > 0 {
             format!(" ({})", report.dead_letters_in)

@@ -22,7 +22,7 @@ pub(super) enum Wanted {
 
 impl Wanted {
     /// What the command line asks for.
-    pub(super) fn of(arguments: &Arguments) -> Result<Self, Failure> {
+    pub(super) fn of(arguments: &Arguments, settings: &Settings) -> Result<Self, Failure> {
         if !arguments.input.is_empty() {
             return Ok(Self::Files(arguments.input.clone()));
         }
@@ -31,9 +31,10 @@ impl Wanted {
                 .map(Self::Range)
                 .map_err(Failure::usage);
         }
+        let zone = settings.decode.zone();
         let time = |text: &Option<String>| {
             text.as_deref()
-                .map(parse_time)
+                .map(|text| parse_time(text, &zone))
                 .transpose()
                 .map_err(Failure::usage)
         };
@@ -94,6 +95,8 @@ impl Work {
                     fingerprint: fingerprint.to_owned(),
                     max_value_bytes: settings.decode.max_value_bytes,
                     settings: settings.backfill.clone(),
+                    time_zone: settings.decode.zone(),
+                    now: jiff::Timestamp::now(),
                 };
                 let source = FilesSource::start(&options).map_err(Failure::failed)?;
                 Ok(Some(Self::Files(Arc::new(source))))

@@ -110,6 +110,7 @@ async fn demo(mut settings: Settings) -> Result<Report, Failure> {
         tagged: counts.tagged,
         written: counts.written,
         deleted: counts.deleted,
+        superseded: counts.superseded,
         dead_lettered: counts.dead_lettered,
         points,
         expected_points: expectation.documents.len() as u64,

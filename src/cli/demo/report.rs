@@ -25,10 +25,12 @@ pub(super) struct Summary {
     pub(super) produced: u64,
     /// Documents that went through the model.
     pub(super) tagged: u64,
-    /// Writes durable in the store, superseded ones included.
+    /// Writes durable in the store.
     pub(super) written: u64,
     /// Deletions durable in the store.
     pub(super) deleted: u64,
+    /// Writes and deletions that lost against a newer version.
+    pub(super) superseded: u64,
     /// Records in the dead-letter topic.
     pub(super) dead_lettered: u64,
     /// Points that searches can find.
@@ -257,12 +259,13 @@ impl Report {
     fn show_summary(&self) -> Result<(), Failure> {
         let summary = &self.summary;
         output::line(format_args!(
-            "\n{} records produced: {} tagged, {} writes and {} deletions durable, {} dead-lettered; {} points \
-             (expected {})",
+            "\n{} records produced: {} tagged, {} writes and {} deletions durable, {} superseded, \
+             {} dead-lettered; {} points (expected {})",
             summary.produced,
             summary.tagged,
             summary.written,
             summary.deleted,
+            summary.superseded,
             summary.dead_lettered,
             summary.points,
             summary.expected_points,

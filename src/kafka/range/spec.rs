@@ -53,18 +53,18 @@ pub enum RangeError {
     Twice(String),
     /// A time that is none.
     #[error(
-        "{0:?} is no time: write 2026-11-23T00:00:00Z, 2026-11-23 (midnight in UTC), or seconds or \
-         milliseconds since 1970"
+        "{0:?} is no time: write 2026-11-23T00:00:00Z, 2026-11-23 (midnight in decode.time_zone), or \
+         seconds or milliseconds since 1970"
     )]
     Time(String),
 }
 
-/// A time of the command line, in milliseconds since the epoch; one without a zone is in UTC.
+/// A time of the command line, in milliseconds since the epoch; one that names no zone is in `zone`.
 ///
 /// # Errors
 /// When it is none.
-pub fn parse_time(text: &str) -> Result<i64, RangeError> {
-    timestamp::parse(text, &TimeZone::UTC)
+pub fn parse_time(text: &str, zone: &TimeZone) -> Result<i64, RangeError> {
+    timestamp::parse(text, zone)
         .map(|time| time.as_millisecond())
         .ok_or_else(|| RangeError::Time(text.to_owned()))
 }
@@ -209,11 +209,15 @@ mod tests {
 
     #[test]
     fn times_as_people_write_them() {
-        let midnight = parse_time("2026-11-23T00:00:00Z").unwrap();
-        assert_eq!(parse_time("2026-11-23").unwrap(), midnight);
-        assert_eq!(parse_time("2026-11-23T08:00:00+08:00").unwrap(), midnight);
-        assert_eq!(parse_time(&midnight.to_string()).unwrap(), midnight);
-        assert!(parse_time("yesterday").is_err());
+        let utc = |text: &str| parse_time(text, &TimeZone::UTC);
+        let midnight = utc("2026-11-23T00:00:00Z").unwrap();
+        assert_eq!(utc("2026-11-23").unwrap(), midnight);
+        assert_eq!(utc("2026-11-23T08:00:00+08:00").unwrap(), midnight);
+        assert_eq!(utc(&midnight.to_string()).unwrap(), midnight);
+        assert!(utc("yesterday").is_err());
+        let shanghai = timestamp::zone("+08:00").unwrap();
+        let local = parse_time("2026-11-23T08:00:00", &shanghai).unwrap();
+        assert_eq!(local, midnight);
     }
 
     proptest! {

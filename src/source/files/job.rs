@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +20,16 @@ const DIGEST_DIGITS: usize = 16;
 /// The form of the state file.
 const STATE_VERSION: u32 = 1;
 
+/// Bits of a version's order that number the files of a job; above them stands the job's start in
+/// seconds. 33 bits are left for it below 2^53, until the year 2242.
+const FILE_BITS: u32 = 20;
+
+/// The last start that fits, but for the numbers of a job's files.
+const LAST_START: i64 = (1 << 33) - 2;
+
+/// Bytes that are read of a lock file at most: a number of seconds.
+const LOCK_FILE_BYTES: u64 = 32;
+
 /// A job under way: what is committed of each file.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -27,6 +37,8 @@ pub(super) struct Job {
     /// Held as long as the job lives, so that no second process works on it.
     _lock: File,
     name: String,
+    /// When the job began, in seconds since the epoch; a resumed job keeps it.
+    started: i64,
     files: Vec<FileProgress>,
     by_partition: HashMap<TopicPartition, usize>,
     changed: bool,
@@ -52,6 +64,9 @@ impl FileProgress {
 struct State {
     version: u32,
     job: String,
+    /// Absent in what earlier versions of this program wrote.
+    #[serde(default)]
+    started: Option<i64>,
     files: Vec<StateOfFile>,
 }
 
@@ -64,19 +79,26 @@ struct StateOfFile {
 }
 
 impl Job {
-    /// Begins a job or goes on with an unfinished one of the same name, inputs and fingerprint.
+    /// Begins a job `now` or resumes an unfinished one of the same name, inputs and fingerprint.
     pub(super) fn open(
         folder: &Path,
         name: &str,
         fingerprint: &str,
         inputs: &[Input],
+        now: jiff::Timestamp,
     ) -> Result<Self, FilesError> {
         let state = |error: io::Error| FilesError::State {
             path: folder.to_owned(),
             reason: error.to_string(),
         };
         fs::create_dir_all(folder).map_err(state)?;
-        let lock = File::create(folder.join(format!("{name}.lock"))).map_err(state)?;
+        let mut lock = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(folder.join(format!("{name}.lock")))
+            .map_err(state)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FilesError::Busy(name.to_owned())),
@@ -87,10 +109,15 @@ impl Job {
             digest_of(name, fingerprint, inputs)
         ));
         let saved = load(&state_file, inputs.len())?;
+        let started = match saved.as_ref().and_then(|saved| saved.started) {
+            Some(started) => started.clamp(0, LAST_START),
+            None => next_start(&mut lock, now).map_err(state)?,
+        };
         let mut job = Self {
             state_file,
             _lock: lock,
             name: name.to_owned(),
+            started,
             files: Vec::with_capacity(inputs.len()),
             by_partition: HashMap::with_capacity(inputs.len()),
             changed: false,
@@ -110,8 +137,8 @@ impl Job {
         Ok(job)
     }
 
-    /// Each file is a topic of its own without an order of age, so that the timestamp decides which of
-    /// two records is older, and progress is counted a file.
+    /// Each file is a topic of its own without an order of age, so that time and then the version's order
+    /// decide which of two records is older, and progress is counted a file.
     fn new_partition(&self, input: &Input) -> TopicPartition {
         let topic = format!("file:{}", input.path.display());
         let partition = TopicPartition::new(topic.as_str(), TopicPartition::NO_PARTITION);
@@ -121,6 +148,14 @@ impl Job {
         // Two paths that are not UTF-8 can look the same.
         let topic: Arc<str> = format!("{topic}#{}", self.files.len()).into();
         TopicPartition::new(topic, TopicPartition::NO_PARTITION)
+    }
+
+    /// What decides between files where times are equal or missing: the later job wins, within a job
+    /// the later file.
+    pub(super) fn version_order(&self, partition: &TopicPartition) -> i64 {
+        let file = self.by_partition.get(partition).copied();
+        let file = file.and_then(|file| i64::try_from(file).ok());
+        (self.started << FILE_BITS) + file.unwrap_or_default()
     }
 
     /// The files that are not done: index, partition, record to go on at.
@@ -190,6 +225,7 @@ impl Job {
         let state = State {
             version: STATE_VERSION,
             job: self.name.clone(),
+            started: Some(self.started),
             files: self
                 .files
                 .iter()
@@ -207,6 +243,25 @@ impl Job {
         file.persist(&self.state_file)?;
         Ok(())
     }
+}
+
+/// When a new job begins: now, but later than the one before it of this name, which its lock file
+/// holds. So jobs that follow each other within a second have an order.
+fn next_start(lock: &mut File, now: jiff::Timestamp) -> io::Result<i64> {
+    let mut text = Vec::new();
+    Read::by_ref(lock)
+        .take(LOCK_FILE_BYTES)
+        .read_to_end(&mut text)?;
+    let before = std::str::from_utf8(&text).ok();
+    let before: Option<i64> = before.and_then(|text| text.trim().parse().ok());
+    let earliest = before.map_or(0, |before| before.saturating_add(1));
+    let started = now
+        .as_second()
+        .clamp(earliest.clamp(0, LAST_START), LAST_START);
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(started.to_string().as_bytes())?;
+    Ok(started)
 }
 
 /// The state of an unfinished job, if there is one.

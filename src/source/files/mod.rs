@@ -1,7 +1,8 @@
 //! Documents from files: JSON lines, CSV, Parquet, gzip and zstd, folders; bounded and resumable.
 //!
 //! Knows the formats and how far a job has come; must not know what a document is. Each file is a
-//! partition of its own (topic `file:PATH`, no order of age), a record's offset its line or row.
+//! partition of its own (topic `file:PATH`, no order of age between files), a record's offset its line
+//! or row.
 
 mod cells;
 mod error;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
+use jiff::tz::TimeZone;
 use parking_lot::Mutex;
 
 pub use error::FilesError;
@@ -54,6 +56,10 @@ pub struct FilesOptions {
     pub max_value_bytes: usize,
     /// Where the age of a record stands, and where progress is kept.
     pub settings: BackfillSettings,
+    /// Zone of times that name none, as decoding reads them.
+    pub time_zone: TimeZone,
+    /// When the job begins, where it is a new one.
+    pub now: jiff::Timestamp,
 }
 
 /// How far the reading has come.
@@ -106,7 +112,8 @@ impl FilesSource {
     pub fn start(options: &FilesOptions) -> Result<Self, FilesError> {
         let inputs = input::find(&options.inputs)?;
         let state_dir = &options.settings.state_dir;
-        let job = Job::open(state_dir, &options.job, &options.fingerprint, &inputs)?;
+        let (name, fingerprint) = (&options.job, &options.fingerprint);
+        let job = Job::open(state_dir, name, fingerprint, &inputs, options.now)?;
         let resumed_records = job.resumed_records();
         let unfinished = job.unfinished();
         let of_unfinished = |(index, _, _): &(usize, TopicPartition, i64)| {
@@ -128,6 +135,7 @@ impl FilesSource {
             options: ReadOptions {
                 max_value_bytes: options.max_value_bytes,
                 timestamp_field: options.settings.timestamp_field.clone(),
+                time_zone: options.time_zone.clone(),
             },
             events: sender.clone(),
             stop,
@@ -177,6 +185,10 @@ impl FilesSource {
 impl Source for FilesSource {
     fn events(&self) -> Receiver<SourceEvent> {
         self.events.clone()
+    }
+
+    fn version_order(&self, partition: &TopicPartition) -> i64 {
+        self.shared.job.lock().version_order(partition)
     }
 
     fn commit(&self, offsets: &[CommitOffset], _: CommitMode) -> Result<(), SourceError> {

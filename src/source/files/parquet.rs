@@ -1,14 +1,14 @@
-//! The rows of a Parquet file as JSON objects. The only place that names the `parquet` crate.
+//! The rows of a Parquet file as JSON objects. The only module that names the `parquet` crate.
 //! Must not know what a field means.
 
-use std::collections::HashMap;
+mod times;
+
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
-use parquet::basic::{Compression, LogicalType, TimeUnit};
+use parquet::basic::Compression;
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::serialized_reader::ReadOptionsBuilder;
@@ -18,19 +18,17 @@ use serde_json::{Map, Number, Value};
 
 use super::FilesError;
 use super::input::Input;
+use times::Times;
 
 /// Rows decoded at once.
 const BATCH_ROWS: usize = 256;
-
-/// Whole numbers of a column that are times: how many of them make a second.
-type Ticks = i64;
 
 /// The rows of one file.
 pub(super) struct ParquetRows {
     input: Input,
     rows: RowIter<'static>,
-    /// Columns whose whole numbers the row reader does not know to be times.
-    times: HashMap<String, Ticks>,
+    /// What the row reader does not tell of times; `None` where there are none.
+    times: Option<Times>,
     next_row: i64,
     all_rows: i64,
 }
@@ -58,7 +56,7 @@ impl ParquetRows {
                     skipped_rows = all_rows;
                 }
             }
-            let times = time_columns(metadata.file_metadata().schema());
+            let times = Times::of(metadata.file_metadata().schema());
             let options = ReadOptionsBuilder::new()
                 .with_predicate(Box::new(move |_, index| index >= skipped_groups))
                 .build();
@@ -85,14 +83,7 @@ impl ParquetRows {
             let Some(row) = self.read()? else {
                 return Ok(None);
             };
-            let object = row.get_column_iter().map(|(name, field)| {
-                let value = match (self.times.get(name), field) {
-                    (Some(ticks), Field::Long(value)) => time(*value, *ticks),
-                    _ => json(field),
-                };
-                (name.clone(), value)
-            });
-            Ok(Some((index, Value::Object(object.collect()))))
+            Ok(Some((index, object(&row, self.times.as_ref()))))
         })
     }
 
@@ -155,46 +146,29 @@ fn damaged(input: &Input, error: &parquet::errors::ParquetError) -> FilesError {
     }
 }
 
-/// Columns of 64-bit numbers that are times only by their logical type, such as nanoseconds.
-fn time_columns(schema: &parquet::schema::types::Type) -> HashMap<String, Ticks> {
-    let ticks = |unit: &TimeUnit| match unit {
-        TimeUnit::MILLIS => 1_000,
-        TimeUnit::MICROS => 1_000_000,
-        TimeUnit::NANOS => 1_000_000_000,
-    };
-    schema
-        .get_fields()
-        .iter()
-        .filter_map(|column| match column.get_basic_info().logical_type_ref() {
-            Some(LogicalType::Timestamp(kind)) => {
-                Some((column.name().to_owned(), ticks(&kind.unit)))
-            }
-            _ => None,
-        })
-        .collect()
-}
-
-fn time(value: i64, ticks: Ticks) -> Value {
-    let nanoseconds = i128::from(value) * i128::from(1_000_000_000 / ticks);
-    // Outside of what a calendar holds the number itself says more than nothing.
-    Timestamp::from_nanosecond(nanoseconds).map_or_else(
-        |_| Value::from(value),
-        |time| Value::String(time.to_string()),
-    )
-}
-
 fn float(value: f64) -> Value {
     Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
-fn json(field: &Field) -> Value {
+fn object(row: &Row, times: Option<&Times>) -> Value {
+    let columns = row.get_column_iter().map(|(name, field)| {
+        let times = times.and_then(|times| times.inside(name));
+        (name.clone(), json(field, times))
+    });
+    Value::Object(columns.collect())
+}
+
+/// A column's value; `times` is what its schema says of times in it.
+fn json(field: &Field, times: Option<&Times>) -> Value {
     match field {
         Field::Null => Value::Null,
         Field::Bool(value) => Value::Bool(*value),
         Field::Byte(value) => Value::from(*value),
         Field::Short(value) => Value::from(*value),
         Field::Int(value) => Value::from(*value),
-        Field::Long(value) => Value::from(*value),
+        Field::Long(value) => times
+            .and_then(|times| times.read(*value))
+            .unwrap_or_else(|| Value::from(*value)),
         Field::UByte(value) => Value::from(*value),
         Field::UShort(value) => Value::from(*value),
         Field::UInt(value) => Value::from(*value),
@@ -207,15 +181,18 @@ fn json(field: &Field) -> Value {
             Ok(text) => text.to_owned(),
             Err(_) => STANDARD.encode(bytes.data()),
         }),
-        Field::TimestampMillis(value) => time(*value, 1_000),
-        Field::TimestampMicros(value) => time(*value, 1_000_000),
-        Field::Group(row) => Value::Object(
-            row.get_column_iter()
-                .map(|(name, field)| (name.clone(), json(field)))
-                .collect(),
-        ),
-        Field::ListInternal(list) => Value::Array(list.elements().iter().map(json).collect()),
-        Field::MapInternal(map) => Value::Object(entries(map.entries())),
+        Field::TimestampMillis(value) => times
+            .and_then(|times| times.read(*value))
+            .unwrap_or_else(|| times::milliseconds(*value)),
+        Field::TimestampMicros(value) => times
+            .and_then(|times| times.read(*value))
+            .unwrap_or_else(|| times::microseconds(*value)),
+        Field::Group(row) => object(row, times),
+        Field::ListInternal(list) => {
+            let elements = list.elements().iter();
+            Value::Array(elements.map(|element| json(element, times)).collect())
+        }
+        Field::MapInternal(map) => Value::Object(entries(map.entries(), times)),
         // Dates, times of day and decimals have one way of being written.
         Field::Decimal(_) | Field::Date(_) | Field::TimeMillis(_) | Field::TimeMicros(_) => {
             Value::String(field.to_string())
@@ -223,15 +200,16 @@ fn json(field: &Field) -> Value {
     }
 }
 
-fn entries(entries: &[(Field, Field)]) -> Map<String, Value> {
+fn entries(entries: &[(Field, Field)], times: Option<&Times>) -> Map<String, Value> {
+    let (keys, values) = times.map_or((None, None), Times::entries);
     entries
         .iter()
         .map(|(key, value)| {
-            let name = match json(key) {
+            let name = match json(key, keys) {
                 Value::String(text) => text,
                 other => other.to_string(),
             };
-            (name, json(value))
+            (name, json(value, values))
         })
         .collect()
 }

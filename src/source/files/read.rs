@@ -32,6 +32,8 @@ pub(super) struct ReadOptions {
     pub(super) max_value_bytes: usize,
     /// JSON pointer to a record's age; empty for none.
     pub(super) timestamp_field: String,
+    /// Zone of ages that name none.
+    pub(super) time_zone: TimeZone,
 }
 
 /// One record.
@@ -158,9 +160,7 @@ impl Records {
             parsed
                 .bytes
                 .truncate(self.options.max_value_bytes.saturating_add(1));
-            let timestamp_ms = parsed
-                .fields
-                .and_then(|fields| age(&fields, &self.options.timestamp_field));
+            let timestamp_ms = parsed.fields.and_then(|fields| age(&fields, &self.options));
             return Ok(Some(FileRecord {
                 index,
                 value: parsed.bytes,
@@ -309,14 +309,10 @@ fn object_of_row(raw: &Raw, header: &[String], cells: &mut CellReader) -> Result
 }
 
 /// A record's age in milliseconds since the epoch, where it says one that can be read.
-fn age(record: &Value, pointer: &str) -> Option<i64> {
-    if pointer.is_empty() {
+fn age(record: &Value, options: &ReadOptions) -> Option<i64> {
+    if options.timestamp_field.is_empty() {
         return None;
     }
-    let time = match record.pointer(pointer)? {
-        Value::String(text) => timestamp::parse(text, &TimeZone::UTC)?,
-        Value::Number(number) => timestamp::from_epoch(number)?,
-        _ => return None,
-    };
-    Some(time.as_millisecond())
+    let value = record.pointer(&options.timestamp_field)?;
+    timestamp::of_value(value, &options.time_zone).map(jiff::Timestamp::as_millisecond)
 }

@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// When every job of these tests begins.
+const NOW: &str = "2026-11-28T12:00:00Z";
+
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -41,6 +44,8 @@ impl Folder {
                 timestamp_field: "/at".to_owned(),
                 state_dir: self.path("state"),
             },
+            time_zone: TimeZone::UTC,
+            now: NOW.parse().unwrap(),
         }
     }
 }
@@ -274,6 +279,70 @@ fn rows_of_a_parquet_file_are_objects() {
     );
     assert_eq!(delivered.records[0].timestamp_ms, Some(1_769_846_400_123));
     assert_eq!(delivered.json()[5]["id"], "p5");
+}
+
+#[test]
+fn ages_without_a_zone_are_in_the_configured_one() {
+    let folder = Folder::new();
+    let parquet = local_times(&folder, "c.parquet");
+    let inputs = [
+        folder.write("a.jsonl", "{\"id\":\"a\",\"at\":\"2026-01-31 08:00:00\"}\n"),
+        folder.write("b.csv", "id,at\nb,2026-01-31 08:00\n"),
+        parquet,
+        folder.write(
+            "d.jsonl",
+            "{\"id\":\"d\",\"at\":\"2026-01-31T08:00:00[Asia/Shanghai]\"}\n",
+        ),
+    ];
+    for (offset, expected) in [(0, "2026-01-31T08:00:00Z"), (8, "2026-01-31T00:00:00Z")] {
+        let options = FilesOptions {
+            time_zone: TimeZone::fixed(jiff::tz::offset(offset)),
+            job: format!("zone-{offset}"),
+            ..folder.options(&inputs)
+        };
+        let delivered = Delivered::of(&FilesSource::start(&options).unwrap());
+        let ages: Vec<String> = delivered
+            .records
+            .iter()
+            .map(|record| {
+                let age = record.timestamp_ms.unwrap();
+                jiff::Timestamp::from_millisecond(age).unwrap().to_string()
+            })
+            .collect();
+        let named = "2026-01-31T00:00:00Z";
+        assert_eq!(ages, [expected, expected, expected, named], "+{offset}");
+        assert_eq!(delivered.json()[2]["at"], "2026-01-31T08:00:00");
+        assert_eq!(
+            delivered.json()[2]["more"]["at"],
+            "2026-01-31T08:00:00",
+            "nested times have no zone either"
+        );
+    }
+}
+
+/// One row whose times are not adjusted to UTC.
+fn local_times(folder: &Folder, name: &str) -> PathBuf {
+    let schema = parse_message_type(
+        "message m { required int64 at (TIMESTAMP(MILLIS,false)); required group more { \
+         required int64 at (TIMESTAMP(MICROS,false)); } }",
+    )
+    .unwrap();
+    let path = folder.path(name);
+    let properties = WriterProperties::builder().build();
+    let file = File::create(&path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema.into(), properties.into()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for time in [1_769_846_400_000, 1_769_846_400_000_000] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<Int64Type>()
+            .write_batch(&[time], None, None)
+            .unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    path
 }
 
 #[test]

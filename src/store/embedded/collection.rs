@@ -14,11 +14,11 @@ use qdrant_edge::{
 };
 use serde_json::{Map, Value};
 
-use crate::document::{DocumentId, Version};
+use crate::document::{DocumentId, LatestTime, Version};
 use crate::store::embedded::convert;
 use crate::store::embedded::folder::is_full;
 use crate::store::point::{is_marker, key};
-use crate::store::version::{may_replace, read_version};
+use crate::store::version::{KEYS, may_replace, read_version};
 use crate::store::{PointFilter, PointWrite, SearchHit, StoreError};
 
 /// How the errors begin that the engine does not recover from.
@@ -96,9 +96,14 @@ impl Collection {
         guard(|| self.shard.count(request)).map(|points| points as u64)
     }
 
-    /// Writes what is not older than what is there. One thread does all writing, so that nothing
-    /// comes between the look and the write.
-    pub(super) fn apply(&self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
+    /// Writes what is not older than what is there, and tells what is. One thread does all writing, so
+    /// that nothing comes between the look and the write.
+    pub(super) fn apply(
+        &self,
+        batch: Vec<PointWrite>,
+        latest: LatestTime,
+        mut superseded: impl FnMut(&PointWrite),
+    ) -> Result<(), StoreError> {
         let ids: Vec<_> = batch
             .iter()
             .map(|write| convert::point_id(write.id().point_id()))
@@ -109,7 +114,8 @@ impl Collection {
         for (id, write) in ids.into_iter().zip(batch) {
             let before = stored.get(&id);
             let version = before.and_then(|before| before.version.as_ref());
-            if !may_replace(version, write.version()) {
+            if !may_replace(version, write.version(), latest) {
+                superseded(&write);
                 continue;
             }
             if write.is_tombstone() && before.is_some_and(|before| !before.marker) {
@@ -137,17 +143,8 @@ impl Collection {
     }
 
     fn stored(&self, ids: &[PointId]) -> Result<HashMap<PointId, Stored>, StoreError> {
-        let keys = [
-            key::VERSION,
-            key::KAFKA_TOPIC,
-            key::KAFKA_PARTITION,
-            key::KAFKA_OFFSET,
-            key::DELETED,
-        ];
-        let fields = keys
-            .into_iter()
-            .map(convert::path)
-            .collect::<Result<_, _>>()?;
+        let keys = KEYS.into_iter().chain([key::DELETED]);
+        let fields = keys.map(convert::path).collect::<Result<_, _>>()?;
         let fields = WithPayloadInterface::Fields(fields);
         let found = guard(|| self.shard.retrieve(ids, Some(fields), None))?;
         Ok(found

@@ -14,7 +14,7 @@ use qdrant_edge::{
 };
 use serde_json::{Map, Value};
 
-use crate::document::DocumentId;
+use crate::document::{DocumentId, LatestTime};
 use crate::store::batch::{prepare, split};
 use crate::store::embedded::collection::{Collection, guard};
 use crate::store::embedded::convert;
@@ -22,7 +22,7 @@ use crate::store::embedded::folder::Folder;
 use crate::store::embedded::log::{self, Log};
 use crate::store::{
     CollectionInfo, CollectionSpec, IndexKind, PointFilter, PointWrite, SearchHit, StoreError,
-    StoreSettings,
+    StoreSettings, WriteOutcome,
 };
 
 /// Writes after which the segments are looked at: removed points are cleaned up, the graph is built.
@@ -159,20 +159,26 @@ impl Engine {
         }
     }
 
-    /// Applies a batch without flushing it.
-    pub(super) fn apply(&mut self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
+    /// Applies a batch without flushing it; tells what of it was superseded.
+    pub(super) fn apply(
+        &mut self,
+        batch: Vec<PointWrite>,
+        latest: LatestTime,
+    ) -> Result<WriteOutcome, StoreError> {
         self.check_room()?;
         let max_bytes = self.limits.max_batch_bytes;
-        let batch = prepare(batch, self.collection_mut()?.vector_size)?;
-        let points = batch.len();
-        let result = split(batch, APPLIED_AT_ONCE, max_bytes)
+        let mut reduced = prepare(batch, self.collection_mut()?.vector_size)?;
+        let writes = std::mem::take(&mut reduced.writes);
+        let mut outcome = reduced.outcome;
+        self.written_since_optimise += writes.len();
+        let result = split(writes, APPLIED_AT_ONCE, max_bytes)
             .into_iter()
             .try_for_each(|request| {
-                self.collection_mut()?.apply(request)?;
+                let superseded = |write: &PointWrite| outcome += reduced.if_superseded(write);
+                self.collection_mut()?.apply(request, latest, superseded)?;
                 self.log.discard()
             });
-        self.written_since_optimise += points;
-        self.heed(result)
+        self.heed(result.map(|()| outcome))
     }
 
     /// Makes what was applied durable.

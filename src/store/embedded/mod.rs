@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::document::DocumentId;
+use crate::document::{DocumentId, LatestTime};
 use crate::store::{
     Admin, CollectionInfo, CollectionSpec, IndexKind, PointFilter, PointWrite, SearchHit, Store,
-    StoreError, StoreSettings,
+    StoreError, StoreSettings, WriteOutcome,
 };
 
 mod collection;
@@ -41,7 +41,7 @@ type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
 enum Command {
-    Write(Vec<PointWrite>, Answer<()>),
+    Write(Vec<PointWrite>, LatestTime, Answer<WriteOutcome>),
     Job(Job),
     Close(Answer<()>),
 }
@@ -127,8 +127,10 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>) {
     let mut next = inbox.blocking_recv();
     while let Some(command) = next.take() {
         match command {
-            Command::Write(batch, answer) => {
-                next = write_group(&mut engine, &mut inbox, batch, answer);
+            Command::Write(batch, latest, answer) => {
+                let points = batch.len();
+                let applied = (engine.apply(batch, latest), answer);
+                next = write_group(&mut engine, &mut inbox, points, applied);
                 engine.maintain();
             }
             Command::Job(job) => job(&mut engine),
@@ -146,21 +148,21 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>) {
     }
 }
 
-/// Applies the writes that wait, flushes once, answers all; gives back the command that ended the group.
+/// Applies the writes that wait beside the `applied` one of so many points, flushes once, answers all;
+/// gives back the command that ended the group.
 fn write_group(
     engine: &mut Engine,
     inbox: &mut mpsc::Receiver<Command>,
-    batch: Vec<PointWrite>,
-    answer: Answer<()>,
+    mut points: usize,
+    applied: (Result<WriteOutcome, StoreError>, Answer<WriteOutcome>),
 ) -> Option<Command> {
-    let mut points = batch.len();
-    let mut applied = vec![(engine.apply(batch), answer)];
+    let mut applied = vec![applied];
     let mut after = None;
     while applied.len() < GROUP_WRITES && points < GROUP_POINTS {
         match inbox.try_recv() {
-            Ok(Command::Write(batch, answer)) => {
+            Ok(Command::Write(batch, latest, answer)) => {
                 points += batch.len();
-                applied.push((engine.apply(batch), answer));
+                applied.push((engine.apply(batch, latest), answer));
             }
             Ok(other) => {
                 after = Some(other);
@@ -173,7 +175,7 @@ fn write_group(
     for (result, answer) in applied {
         let result = match (result, flushed.clone()) {
             (Err(applying), Err(flushing)) => Err(applying.graver(flushing)),
-            (result, flushed) => result.and(flushed),
+            (result, flushed) => flushed.and(result),
         };
         let _ = answer.send(result);
     }
@@ -181,13 +183,17 @@ fn write_group(
 }
 
 impl Store for EmbeddedStore {
-    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn write(
+        &self,
+        batch: Vec<PointWrite>,
+        latest: LatestTime,
+    ) -> BoxFuture<'_, Result<WriteOutcome, StoreError>> {
         Box::pin(async move {
             if batch.is_empty() {
-                return Ok(());
+                return Ok(WriteOutcome::default());
             }
             let (answer, wait) = oneshot::channel();
-            self.send(Command::Write(batch, answer)).await?;
+            self.send(Command::Write(batch, latest, answer)).await?;
             self.answer(wait).await
         })
     }

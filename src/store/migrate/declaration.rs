@@ -5,7 +5,10 @@ use serde::Deserialize;
 use crate::store::{IndexKind, StoreKind};
 
 /// The files, in the order of their numbers; a test holds that none is missing here.
-const FILES: [&str; 1] = [include_str!("../../../migrations/0001_collection.toml")];
+const FILES: [&str; 2] = [
+    include_str!("../../../migrations/0001_collection.toml"),
+    include_str!("../../../migrations/0002_version_order.toml"),
+];
 
 /// One numbered migration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

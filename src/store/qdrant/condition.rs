@@ -3,26 +3,24 @@
 //! same rule in Rust is `version::may_replace`.
 //!
 //! The points of a batch share a filter: what their partition has in common is said once, and each
-//! point adds a clause with its id to two lists, one compared by offset, one by time.
+//! point adds a clause with its id to two lists, one compared by offset, one by time, order and offset.
 
 use std::collections::BTreeMap;
 
 use qdrant_client::qdrant::{Condition, DatetimeRange, Filter, PointId, Range};
 
-use crate::document::{RecordPosition, TopicPartition};
+use crate::document::{LatestTime, RecordPosition, TopicPartition, Version};
 use crate::store::point::key;
 use crate::store::{PointFilter, PointWrite};
 
-/// Most conditions that one point adds to a filter, as a server counts them (leaves only): four of its
+/// Most conditions that one point adds to a filter, as a server counts them (leaves only): eight of its
 /// own, and four of a partition that no other point of the batch shares. Strict mode may limit them.
-pub(super) const CONDITIONS_PER_POINT: usize = 8;
+pub(super) const CONDITIONS_PER_POINT: usize = 12;
 
-/// The filter of a batch that holds each document once: what [`Version::compare`] decides, seen from
-/// the stored point. Within one topic-partition the offset decides, otherwise the time; a point
-/// without version was written by a stranger and is old.
-///
-/// [`Version::compare`]: crate::document::Version::compare
-pub(super) fn not_newer(batch: &[(PointId, PointWrite)]) -> Filter {
+/// The filter of a batch that holds each document once: what [`Version::may_replace`] decides, seen
+/// from the stored point. Within one topic-partition the offset decides, otherwise time, order and
+/// offset; a point without version was written by a stranger and is old.
+pub(super) fn not_newer(batch: &[(PointId, PointWrite)], latest: LatestTime) -> Filter {
     let mut partitions: BTreeMap<&TopicPartition, Vec<&(PointId, PointWrite)>> = BTreeMap::new();
     for write in batch {
         let partition = &write.1.version().position.partition;
@@ -30,11 +28,9 @@ pub(super) fn not_newer(batch: &[(PointId, PointWrite)]) -> Filter {
     }
     let mut ways = vec![Condition::is_empty(key::VERSION)];
     for (partition, writes) in partitions {
-        let no_later = any_of(&writes, |write| {
-            at_most(key::VERSION, write.version().timestamp_ms)
-        });
+        let not_newer = any_of(&writes, |write| no_later(write.version(), latest));
         if partition.partition == TopicPartition::NO_PARTITION {
-            ways.push(no_later);
+            ways.push(not_newer);
             continue;
         }
         let from_here = [
@@ -51,12 +47,45 @@ pub(super) fn not_newer(batch: &[(PointId, PointWrite)]) -> Filter {
             no_later_offset,
         ])));
         ways.push(Condition::from(Filter {
-            must: vec![no_later],
+            must: vec![not_newer],
             must_not: vec![Condition::from(Filter::must(from_here))],
             ..Filter::default()
         }));
     }
     Filter::should(ways)
+}
+
+/// What is stored and not of the same partition is not newer than `version`: its time is earlier or
+/// not allowed, or equal, and then its order is less (or absent), or equal with no later offset.
+fn no_later(version: &Version, latest: LatestTime) -> Condition {
+    let newer_or_equal_time = Range {
+        gte: Some(float(version.timestamp_ms)),
+        lte: Some(float(latest.as_millisecond())),
+        ..Range::default()
+    };
+    let not_less_order = Range {
+        gte: Some(float(version.order)),
+        ..Range::default()
+    };
+    let less_order = Filter::must_not([Condition::range(key::VERSION_ORDER, not_less_order)]);
+    let no_later_offset = Filter::must([
+        at_most(key::VERSION_ORDER, version.order),
+        at_most(key::KAFKA_OFFSET, version.position.offset),
+    ]);
+    let by_order = Filter::should([
+        Condition::from(less_order),
+        Condition::from(no_later_offset),
+    ]);
+    Condition::from(Filter::should([
+        Condition::from(Filter::must_not([Condition::range(
+            key::VERSION,
+            newer_or_equal_time,
+        )])),
+        Condition::from(Filter::must([
+            at_most(key::VERSION, version.timestamp_ms),
+            Condition::from(by_order),
+        ])),
+    ]))
 }
 
 /// The stored point is one of these, and what is asked of that one holds.
@@ -77,19 +106,22 @@ pub(super) fn point_id(write: &PointWrite) -> PointId {
 
 /// The engine compares numbers as `f64`: exact up to 2^53, which is the year 287396 in milliseconds.
 #[allow(clippy::cast_precision_loss)]
+fn float(value: i64) -> f64 {
+    value as f64
+}
+
 fn at_most(key: &str, value: i64) -> Condition {
     let range = Range {
-        lte: Some(value as f64),
+        lte: Some(float(value)),
         ..Range::default()
     };
     Condition::range(key, range)
 }
 
 /// The stored point came from this position or from beyond it.
-#[allow(clippy::cast_precision_loss)]
 fn from_or_beyond(position: &RecordPosition) -> Condition {
     let range = Range {
-        gte: Some(position.offset as f64),
+        gte: Some(float(position.offset)),
         ..Range::default()
     };
     let TopicPartition { topic, partition } = &position.partition;
@@ -175,6 +207,7 @@ mod tests {
                         offset: number,
                     },
                     timestamp_ms: number,
+                    order: number,
                 },
                 deleted_at: jiff::Timestamp::UNIX_EPOCH,
             })
@@ -184,17 +217,15 @@ mod tests {
 
     #[test]
     fn the_number_of_conditions_is_known() {
-        // One for points without version, four for each partition, four for each point.
-        assert_eq!(leaves(&not_newer(&batch(100, |_| 3))), 1 + 4 + 400);
-        assert_eq!(
-            leaves(&not_newer(&batch(100, |number| (number % 12) as i32))),
-            1 + 48 + 400
-        );
-        let apart = not_newer(&batch(100, |number| number as i32));
-        assert_eq!(leaves(&apart), 1 + 100 * CONDITIONS_PER_POINT);
-        assert_eq!(
-            leaves(&not_newer(&batch(100, |_| TopicPartition::NO_PARTITION))),
-            1 + 200
-        );
+        let count = |points, partition_of: fn(i64) -> i32| {
+            leaves(&not_newer(&batch(points, partition_of), LatestTime::ANY))
+        };
+        // One for points without version, four for each partition, eight for each point.
+        assert_eq!(count(100, |_| 3), 1 + 4 + 800);
+        assert_eq!(count(100, |number| (number % 12) as i32), 1 + 48 + 800);
+        let apart = count(100, |number| number as i32);
+        assert_eq!(apart, 1 + 100 * CONDITIONS_PER_POINT);
+        // Files have no order of offsets between them.
+        assert_eq!(count(100, |_| TopicPartition::NO_PARTITION), 1 + 600);
     }
 }

@@ -16,8 +16,9 @@ use crate::store::qdrant::condition::CONDITIONS_PER_POINT;
 use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreSettings};
 
 /// Payload keys in the filters of writes.
-const FILTERED_BY_WRITES: [&str; 6] = [
+const FILTERED_BY_WRITES: [&str; 7] = [
     key::VERSION,
+    key::VERSION_ORDER,
     key::KAFKA_TOPIC,
     key::KAFKA_PARTITION,
     key::KAFKA_OFFSET,

@@ -8,26 +8,25 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
-use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
+use futures::future::BoxFuture;
 use qdrant_client::qdrant::{
-    CountPoints, DeletePointVectorsBuilder, DeletePointsBuilder, GetPointsBuilder,
-    QueryPointsBuilder, UpsertPoints,
+    CountPoints, DeletePointsBuilder, GetPointsBuilder, QueryPointsBuilder,
 };
 use qdrant_client::{Qdrant, QdrantError};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
-use crate::document::DocumentId;
-use crate::store::batch::{prepare, split};
+use crate::document::{DocumentId, LatestTime};
 use crate::store::{
     Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError, StoreSettings,
+    WriteOutcome,
 };
 
 mod admin;
 mod condition;
 mod convert;
 mod error;
+mod write;
 
 use error::{completed, from_client, redacted};
 
@@ -154,85 +153,6 @@ impl QdrantStore {
         }))
     }
 
-    async fn write_batch(&self, batch: Vec<PointWrite>) -> Result<(), StoreError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let vector = self.vector().await?;
-        let batch = prepare(batch, vector.size)?;
-        let requests = split(
-            batch,
-            self.settings.batch_points(),
-            self.settings.max_batch_bytes,
-        );
-        let answers = join_all(
-            requests
-                .into_iter()
-                .map(|request| self.send(request, vector)),
-        )
-        .await;
-        let failed = answers.into_iter().filter_map(Result::err);
-        match failed.reduce(StoreError::graver) {
-            None => Ok(()),
-            Some(StoreError::Rejected(reason)) => Err(self.explain_rejection(vector, reason).await),
-            Some(error) => Err(error),
-        }
-    }
-
-    async fn send(&self, batch: Vec<PointWrite>, vector: &Vector) -> Result<(), StoreError> {
-        let _permit = self.in_flight.acquire().await.map_err(|_| closed())?;
-        let batch: Vec<_> = batch
-            .into_iter()
-            .map(|write| (condition::point_id(&write), write))
-            .collect();
-        let emptied: Vec<_> = batch
-            .iter()
-            .filter(|(_, write)| write.is_tombstone())
-            .map(|(id, _)| id.clone())
-            .collect();
-        let request = UpsertPoints {
-            collection_name: self.collection_name().to_owned(),
-            wait: Some(true),
-            update_filter: Some(condition::not_newer(&batch)),
-            points: batch
-                .into_iter()
-                .map(|(id, write)| convert::point(id, write, &vector.name))
-                .collect(),
-            ..UpsertPoints::default()
-        };
-        let answer = self.client.upsert_points(request).await;
-        completed(&answer.map_err(|error| self.failed(error))?)?;
-        if emptied.is_empty() {
-            return Ok(());
-        }
-        // Where the server moves a point out of a finished segment it keeps vectors that the new
-        // point lacks; a marker shall not carry the vector of what was deleted.
-        let request = DeletePointVectorsBuilder::new(self.collection_name())
-            .wait(true)
-            .points_selector(PointsSelectorOneOf::Filter(condition::markers_among(
-                emptied,
-            )))
-            .vectors(vec![vector.name.clone()]);
-        let answer = self.client.delete_vectors(request).await;
-        completed(&answer.map_err(|error| self.failed(error))?)
-    }
-
-    /// A refusal may be the collection's fault, not the batch's: then no document may be
-    /// dead-lettered for it.
-    async fn explain_rejection(&self, vector: &Vector, reason: String) -> StoreError {
-        match self.describe().await {
-            Err(error) => error,
-            Ok(Some(now)) if now.vector_name == vector.name && now.vector_size == vector.size => {
-                StoreError::Rejected(reason)
-            }
-            Ok(_) => StoreError::Fatal(format!(
-                "the collection {:?} has been replaced by one with other vectors ({reason}); start \
-                 the worker again",
-                self.collection_name()
-            )),
-        }
-    }
-
     async fn describe(&self) -> Result<Option<CollectionInfo>, StoreError> {
         let name = self.collection_name();
         let exists = self.client.collection_exists(name).await;
@@ -293,8 +213,12 @@ fn parse_version(version: &str) -> Option<(u64, u64)> {
 }
 
 impl Store for QdrantStore {
-    fn write(&self, batch: Vec<PointWrite>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write_batch(batch))
+    fn write(
+        &self,
+        batch: Vec<PointWrite>,
+        latest: LatestTime,
+    ) -> BoxFuture<'_, Result<WriteOutcome, StoreError>> {
+        Box::pin(self.write_batch(batch, latest))
     }
 
     fn search(

@@ -67,6 +67,8 @@ fn read(path: PathBuf, state_dir: PathBuf) -> (usize, Option<String>) {
             state_dir,
             ..BackfillSettings::default()
         },
+        time_zone: jiff::tz::TimeZone::UTC,
+        now: jiff::Timestamp::UNIX_EPOCH,
     })
     .unwrap();
     let events = source.events();

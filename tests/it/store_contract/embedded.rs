@@ -15,6 +15,7 @@ use tcbert_worker::store::embedded::EmbeddedStore;
 use tcbert_worker::store::{PointFilter, StoreError, StoreSettings};
 
 use crate::processes::{PROCESS_PATIENCE, Watch};
+use crate::support::Put;
 
 use super::harness::{
     Harness, embedded_settings, id, open, tombstone, vector, version, write, write_on,
@@ -40,7 +41,7 @@ async fn child_that_is_killed() {
             .iter()
             .map(|document| write(document, version(0, round, round), &format!("{round}")))
             .collect();
-        store.write(batch).await.unwrap();
+        store.put(batch).await.unwrap();
         for document in documents {
             println!("acknowledged {document} {round}");
         }
@@ -123,12 +124,10 @@ async fn what_was_closed_is_there_again() {
         write("a", version(0, 1, 1), "kept"),
         tombstone("b", version(0, 2, 2)),
     ];
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     store.close().await.unwrap();
     store.close().await.unwrap();
-    let error = store
-        .write(vec![write("c", version(0, 3, 3), "late")])
-        .await;
+    let error = store.put(vec![write("c", version(0, 3, 3), "late")]).await;
     assert!(matches!(error, Err(StoreError::Fatal(_))));
 
     let store = open(&settings).await.unwrap();
@@ -139,7 +138,7 @@ async fn what_was_closed_is_there_again() {
         write("a", version(0, 0, 9), "older"),
         write("b", version(0, 1, 9), "older"),
     ];
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     assert_eq!(
         store.fetch(id("a")).await.unwrap().unwrap()["title"],
         "kept"
@@ -155,11 +154,11 @@ async fn a_marker_holds_no_vector_even_after_optimising() {
     let writes = (0..1000)
         .map(|number| write_on(&format!("n-{number}"), 1, 2, "财经", "电讯"))
         .collect();
-    store.write(writes).await.unwrap();
+    store.put(writes).await.unwrap();
     // A graph from the first point on: a finished segment, out of which points are moved.
     store.admin().set_graph_threshold(1).await.unwrap();
     store
-        .write(vec![tombstone("n-7", version(0, 99, 99))])
+        .put(vec![tombstone("n-7", version(0, 99, 99))])
         .await
         .unwrap();
     assert_eq!(store.count(PointFilter::default()).await, Ok(999));
@@ -198,7 +197,7 @@ async fn a_stranger_s_point_is_replaced() {
 
     let store = open(&settings).await.unwrap();
     let batch = vec![write("a", version(0, 0, i64::MIN), "ours")];
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     let stored = store.fetch(id("a")).await.unwrap().unwrap();
     assert_eq!(stored["title"], "ours");
     store.close().await.unwrap();
@@ -225,7 +224,7 @@ async fn the_log_stays_in_bounds() {
         let batch = (0..1000)
             .map(|number| write(&format!("n-{number}"), version(0, round, 0), &long))
             .collect();
-        store.write(batch).await.unwrap();
+        store.put(batch).await.unwrap();
         most = most.max(bytes());
         // The size is looked at once a second.
         if round % 3 == 2 {
@@ -238,12 +237,12 @@ async fn the_log_stays_in_bounds() {
     );
     let batch = vec![write("last", version(0, 99, 0), "last")];
     tokio::time::sleep(Duration::from_millis(1050)).await;
-    store.write(batch.clone()).await.unwrap();
-    store.write(batch).await.unwrap();
+    store.put(batch.clone()).await.unwrap();
+    store.put(batch).await.unwrap();
     assert!(bytes() < 30_000_000, "{}", bytes());
     // After trimming, numbering goes on: newer writes are not taken for old ones.
     let batch = vec![write("n-5", version(0, 50, 0), "after trimming")];
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     let stored = store.fetch(id("n-5")).await.unwrap().unwrap();
     assert_eq!(stored["title"], "after trimming");
     assert_eq!(store.count(PointFilter::default()).await, Ok(1001));
@@ -279,11 +278,11 @@ async fn names_of_the_log_that_are_lost_lose_no_write() {
                 .collect()
         };
         let first = vec![write("n-7", version(0, round * 10, 0), &format!("{round}"))];
-        store.write(first).await.unwrap();
+        store.put(first).await.unwrap();
         let stored = store.fetch(id("n-7")).await.unwrap().unwrap();
         assert_eq!(stored["title"], format!("{round}"));
         for write in 0..4 {
-            store.write(batch(round * 10 + write + 1)).await.unwrap();
+            store.put(batch(round * 10 + write + 1)).await.unwrap();
         }
         store.close().await.unwrap();
         let closed = names("closed-");
@@ -308,7 +307,7 @@ async fn a_large_write_is_cut_into_requests_of_bounded_bytes() {
     let batch = (0..1000)
         .map(|number| write(&format!("n-{number}"), version(0, 1, 0), &long))
         .collect();
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     assert_eq!(it.store.count(PointFilter::default()).await, Ok(1000));
     let wal = it.settings.path.join("documents/shard/wal");
     for entry in std::fs::read_dir(&wal).unwrap() {
@@ -340,12 +339,12 @@ async fn a_full_disk_is_said_before_it_hurts() {
     };
     let store = open(&settings).await.unwrap();
     let batch = vec![write("a", version(0, 1, 1), "a")];
-    let error = store.write(batch.clone()).await.unwrap_err();
+    let error = store.put(batch.clone()).await.unwrap_err();
     assert!(matches!(&error, StoreError::Full(reason) if reason.contains("store.min_free_mb")));
     assert_eq!(store.count(PointFilter::default()).await, Ok(0));
     store.close().await.unwrap();
     let store = open(&embedded_settings(folder.path())).await.unwrap();
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     store.close().await.unwrap();
 }
 

@@ -6,12 +6,13 @@ use tcbert_worker::store::bulk::{self, Bulk};
 use tcbert_worker::store::migrate::{
     self, ApplyOptions, MigrateError, RollbackOptions, Step, Target,
 };
-use tcbert_worker::store::{self, Store, StoreError, StoreSettings};
+use tcbert_worker::store::{self, Store, StoreError, StoreKind, StoreSettings};
 
 use super::harness::{
     Harness, SIZE, embedded_settings, expectation, open, server_settings, version, write,
 };
 use crate::qdrant_server::{Options, TestServer};
+use crate::support::Put;
 
 /// A place without a collection.
 struct Bare {
@@ -105,6 +106,11 @@ async fn applying_twice_changes_nothing(it: Bare) {
     for key in ["topic", "source", "published_at", "deleted"] {
         assert!(found.indexes.contains_key(key), "{key}");
     }
+    // What writes compare by, a server does with an index.
+    let is_server = it.settings.kind == StoreKind::Qdrant;
+    for key in ["version", "version_order", "kafka_offset"] {
+        assert_eq!(found.indexes.contains_key(key), is_server, "{key}");
+    }
     // An index that someone dropped comes back.
     store.admin().drop_index("topic".into()).await.unwrap();
     let done = migrate::apply(&*store, &target, options, now())
@@ -131,7 +137,7 @@ async fn a_missing_collection_is_named(it: Bare) {
     // Asked without the check, every question says the same.
     let store = it.connect().await;
     assert_eq!(store.collection().await, Ok(None));
-    let error = store.write(vec![write("a", version(0, 1, 1), "a")]).await;
+    let error = store.put(vec![write("a", version(0, 1, 1), "a")]).await;
     assert!(matches!(error, Err(StoreError::Fatal(reason)) if reason.contains("migrate apply")));
     store.close().await.unwrap();
 }
@@ -160,9 +166,14 @@ async fn rolling_back_deletes_points_only_when_told(it: Bare) {
     let store = open(&it.settings).await.unwrap();
     let target = it.target();
     let batch = vec![write("a", version(0, 1, 1), "a")];
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
 
+    // What is only an index goes without a question, and no point with it.
     let options = RollbackOptions::default();
+    assert_eq!(
+        migrate::rollback(&*store, &target, options).await,
+        Ok(Some(2))
+    );
     let error = migrate::rollback(&*store, &target, options)
         .await
         .unwrap_err();
@@ -205,7 +216,7 @@ async fn an_alias_moves_only_when_told(mut it: Bare) {
         .unwrap();
     assert_eq!(alias().await, Ok(Some("documents_2".into())));
     let batch = vec![write("a", version(0, 1, 1), "a")];
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     store.close().await.unwrap();
 
     // Readers that use the alias see the collection.

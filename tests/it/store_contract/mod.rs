@@ -5,6 +5,7 @@ mod embedded;
 mod harness;
 mod migrations;
 mod server;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use tcbert_worker::store::{PointFilter, PointWrite, Store, StoreError};
 
+use crate::support::Put;
 use harness::{Harness, id, tombstone, tombstone_at, vector, version, write, write_on};
 
 /// Each contract, once per store.
@@ -81,7 +83,7 @@ async fn what_is_written_is_found(it: Harness) {
         write_on("b", 2, 1, "体育", "电讯"),
         write_on("c", 3, 2, "财经", "晚报"),
     ];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
 
     assert_eq!(it.store.count(everything()).await, Ok(3));
     assert_eq!(it.store.count(on_topic("财经")).await, Ok(2));
@@ -122,7 +124,7 @@ async fn what_is_written_is_found(it: Harness) {
             "id": "a", "title": "a", "topic": "财经", "source": "电讯", "probability": 0.5,
             "topics": [{"label": "财经", "probability": 0.5}], "attributes": {"页": 3, "空": null},
             "published_at": "2024-04-30T08:00:00Z", "truncated": false, "version": 1,
-            "kafka_topic": "wire", "kafka_partition": 0, "kafka_offset": 1,
+            "kafka_topic": "wire", "kafka_partition": 0, "kafka_offset": 1, "version_order": 0,
         })
     );
     assert_eq!(it.store.fetch(id("z")).await, Ok(None));
@@ -132,7 +134,7 @@ async fn what_is_written_is_found(it: Harness) {
 async fn a_redelivery_rewrites_the_same_point(it: Harness) {
     for _ in 0..3 {
         let batch = vec![write("a", version(0, 1, 10), "first")];
-        it.store.write(batch).await.unwrap();
+        it.store.put(batch).await.unwrap();
     }
     assert_eq!(it.store.count(everything()).await, Ok(1));
     it.end().await;
@@ -144,14 +146,14 @@ async fn older_loses_between_batches(it: Harness) {
         (version(0, 9, 9999), "older offset, later time"),
         (version(1, 99, 999), "other partition, earlier time"),
     ] {
-        it.store.write(vec![write("a", new, title)]).await.unwrap();
+        it.store.put(vec![write("a", new, title)]).await.unwrap();
         assert_eq!(it.title("a").await.as_deref(), Some("stored"), "{title}");
     }
     for (new, title) in [
         (version(0, 11, 1), "newer offset, earlier time"),
         (version(1, 0, 2), "other partition, later time"),
     ] {
-        it.store.write(vec![write("a", new, title)]).await.unwrap();
+        it.store.put(vec![write("a", new, title)]).await.unwrap();
         assert_eq!(it.title("a").await.as_deref(), Some(title));
     }
     it.end().await;
@@ -163,7 +165,7 @@ async fn older_loses_within_a_batch(it: Harness) {
         write("b", version(0, 3, 10), "beside"),
         write("a", version(0, 1, 99), "older"),
     ];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     assert_eq!(it.title("a").await.as_deref(), Some("newest"));
     assert_eq!(it.title("b").await.as_deref(), Some("beside"));
     // One batch in which one point is older than what is stored, one newer, one new.
@@ -172,7 +174,7 @@ async fn older_loses_within_a_batch(it: Harness) {
         write("b", version(0, 4, 10), "newer"),
         write("c", version(0, 5, 10), "new"),
     ];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     assert_eq!(it.title("a").await.as_deref(), Some("newest"));
     assert_eq!(it.title("b").await.as_deref(), Some("newer"));
     assert_eq!(it.title("c").await.as_deref(), Some("new"));
@@ -182,7 +184,7 @@ async fn older_loses_within_a_batch(it: Harness) {
 async fn an_equal_version_rewrites(it: Harness) {
     for title in ["once", "again"] {
         let batch = vec![write("a", version(2, 7, 10), title)];
-        it.store.write(batch).await.unwrap();
+        it.store.put(batch).await.unwrap();
     }
     assert_eq!(it.title("a").await.as_deref(), Some("again"));
     it.end().await;
@@ -209,7 +211,7 @@ async fn files_are_compared_by_time(it: Harness) {
         (version(0, 1, 102), "a record", "a record"),
         (version(-1, 9, 101), "an older line", "a record"),
     ] {
-        it.store.write(vec![write("a", new, title)]).await.unwrap();
+        it.store.put(vec![write("a", new, title)]).await.unwrap();
         assert_eq!(
             it.title("a").await.as_deref(),
             Some(stored),
@@ -224,9 +226,9 @@ async fn a_tombstone_hides_and_keeps_late_writes_out(it: Harness) {
         write("a", version(0, 1, 10), "first"),
         write("b", version(0, 2, 10), "beside"),
     ];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     it.store
-        .write(vec![tombstone("a", version(0, 5, 50))])
+        .put(vec![tombstone("a", version(0, 5, 50))])
         .await
         .unwrap();
     assert_eq!(it.store.count(everything()).await, Ok(1));
@@ -240,20 +242,17 @@ async fn a_tombstone_hides_and_keeps_late_writes_out(it: Harness) {
         serde_json::Value::Object(marker.clone()),
         json!({
             "id": "a", "version": 50, "deleted": true, "deleted_at": "2024-05-01T00:00:00Z",
-            "kafka_topic": "wire", "kafka_partition": 0, "kafka_offset": 5,
+            "kafka_topic": "wire", "kafka_partition": 0, "kafka_offset": 5, "version_order": 0,
         })
     );
     // Late older writes do not bring it back, from whatever partition.
     for late in [version(0, 4, 999), version(1, 8, 49)] {
-        it.store
-            .write(vec![write("a", late, "late")])
-            .await
-            .unwrap();
+        it.store.put(vec![write("a", late, "late")]).await.unwrap();
         assert_eq!(it.store.fetch(id("a")).await, Ok(Some(marker.clone())));
     }
     // An older tombstone changes nothing; one for a document never seen leaves a marker.
     it.store
-        .write(vec![
+        .put(vec![
             tombstone("b", version(0, 1, 1)),
             tombstone("c", version(0, 9, 90)),
         ])
@@ -261,13 +260,13 @@ async fn a_tombstone_hides_and_keeps_late_writes_out(it: Harness) {
         .unwrap();
     assert_eq!(it.title("b").await.as_deref(), Some("beside"));
     it.store
-        .write(vec![write("c", version(0, 8, 80), "late")])
+        .put(vec![write("c", version(0, 8, 80), "late")])
         .await
         .unwrap();
     assert_eq!(it.title("c").await, None);
     // A newer write brings it back, marker gone.
     it.store
-        .write(vec![write("a", version(0, 6, 60), "back")])
+        .put(vec![write("a", version(0, 6, 60), "back")])
         .await
         .unwrap();
     let back = it.store.fetch(id("a")).await.unwrap().unwrap();
@@ -276,7 +275,7 @@ async fn a_tombstone_hides_and_keeps_late_writes_out(it: Harness) {
     assert_eq!(it.store.count(everything()).await, Ok(2));
     // Within one batch: written and deleted.
     it.store
-        .write(vec![
+        .put(vec![
             write("d", version(0, 20, 1), "short-lived"),
             tombstone("d", version(0, 21, 1)),
         ])
@@ -292,7 +291,7 @@ async fn markers_go_by_their_age(it: Harness) {
         tombstone_at("b", version(0, 2, 2), "2024-05-01T00:00:00Z"),
         tombstone_at("c", version(0, 3, 3), "2024-05-02T00:00:00.5Z"),
     ];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
     let removed = it.store.remove_markers(at("2024-05-01T00:00:00Z")).await;
     assert_eq!(removed, Ok(0));
@@ -312,11 +311,11 @@ async fn a_vector_that_does_not_fit_is_rejected(it: Harness) {
     if let PointWrite::Upsert(point) = &mut narrow {
         point.vector.pop();
     }
-    let error = it.store.write(vec![narrow]).await.unwrap_err();
+    let error = it.store.put(vec![narrow]).await.unwrap_err();
     assert!(matches!(&error, StoreError::Rejected(reason) if reason.contains("narrow")));
     // The store goes on.
     let batch = vec![write("a", version(0, 2, 2), "fine")];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     assert_eq!(it.store.count(everything()).await, Ok(1));
     it.end().await;
 }
@@ -355,8 +354,8 @@ async fn every_write_is_decided_by_its_version(it: Harness) {
             expected.push((document, title));
         }
     }
-    it.store.write(first).await.unwrap();
-    it.store.write(second).await.unwrap();
+    it.store.put(first).await.unwrap();
+    it.store.put(second).await.unwrap();
     for (document, title) in expected {
         assert_eq!(it.title(&document).await.as_deref(), title, "{document}");
     }
@@ -395,7 +394,7 @@ async fn concurrent_writers_end_at_the_newest(it: Harness) {
             let store: Arc<dyn Store> = Arc::clone(&it.store);
             tokio::spawn(async move {
                 for batch in share.chunks(7) {
-                    store.write(batch.to_vec()).await.unwrap();
+                    store.put(batch.to_vec()).await.unwrap();
                 }
             })
         });
@@ -413,13 +412,13 @@ async fn a_large_batch_goes_in_whole(it: Harness) {
     let batch: Vec<PointWrite> = (0..1000)
         .map(|number| write_on(&format!("n-{number}"), number, 3, "财经", "电讯"))
         .collect();
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     assert_eq!(it.store.count(everything()).await, Ok(1000));
     it.end().await;
 }
 
 async fn an_empty_batch_is_done(it: Harness) {
-    it.store.write(Vec::new()).await.unwrap();
+    it.store.put(Vec::new()).await.unwrap();
     assert_eq!(it.store.count(everything()).await, Ok(0));
     it.end().await;
 }

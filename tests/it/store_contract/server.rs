@@ -16,12 +16,13 @@ use super::harness::{
 use crate::authority::Authority;
 use crate::processes;
 use crate::qdrant_server::{Fault, Options, TestServer};
+use crate::support::Put;
 
 /// As the pipeline does it: again until it is done, but here not for ever.
 async fn write_until_done(store: &dyn Store, batch: &[PointWrite]) -> usize {
     for attempt in 1..200 {
-        match store.write(batch.to_vec()).await {
-            Ok(()) => return attempt,
+        match store.put(batch.to_vec()).await {
+            Ok(_) => return attempt,
             Err(StoreError::Transient(_) | StoreError::Full(_)) => {}
             Err(error) => panic!("gave up: {error}"),
         }
@@ -47,7 +48,7 @@ async fn no_fault_that_passes_is_taken_for_success_or_for_poison() {
     ] {
         // The client repeats some calls once by itself.
         faults.always(Some(fault.clone()));
-        let error = it.store.write(batch.to_vec()).await.unwrap_err();
+        let error = it.store.put(batch.to_vec()).await.unwrap_err();
         assert!(
             matches!(error, StoreError::Transient(_)),
             "{fault:?}: {error}"
@@ -55,10 +56,10 @@ async fn no_fault_that_passes_is_taken_for_success_or_for_poison() {
         faults.always(None);
     }
     faults.always(Some(Fault::DiskFull));
-    let error = it.store.write(batch.to_vec()).await.unwrap_err();
+    let error = it.store.put(batch.to_vec()).await.unwrap_err();
     assert!(matches!(error, StoreError::Full(_)), "{error}");
     faults.always(None);
-    it.store.write(batch.to_vec()).await.unwrap();
+    it.store.put(batch.to_vec()).await.unwrap();
     assert_eq!(it.store.count(PointFilter::default()).await, Ok(2));
     it.end().await;
 }
@@ -111,7 +112,7 @@ async fn a_late_answer_is_waited_for_within_the_timeout() {
     let batch = vec![write("a", version(0, 1, 1), "a")];
     let slow = Fault::Slow(Duration::from_millis(300));
     it.server_ref().faults().push(slow);
-    it.store.write(batch.clone()).await.unwrap();
+    it.store.put(batch.clone()).await.unwrap();
 
     let hasty = StoreSettings {
         timeout_ms: 100,
@@ -122,7 +123,7 @@ async fn a_late_answer_is_waited_for_within_the_timeout() {
         .faults()
         .always(Some(Fault::Slow(Duration::from_secs(5))));
     let started = Instant::now();
-    let error = store.write(batch.clone()).await.unwrap_err();
+    let error = store.put(batch.clone()).await.unwrap_err();
     assert!(matches!(error, StoreError::Transient(_)), "{error}");
     assert!(started.elapsed() < Duration::from_secs(2));
     it.server_ref().faults().always(None);
@@ -138,11 +139,11 @@ async fn poison_is_rejected_and_the_rest_is_not() {
         write("a", version(0, 1, 1), "a"),
         write("poison", version(0, 2, 2), "poison"),
     ];
-    let error = it.store.write(batch.clone()).await.unwrap_err();
+    let error = it.store.put(batch.clone()).await.unwrap_err();
     assert!(matches!(error, StoreError::Rejected(_)), "{error}");
     // What the pipeline does: halves.
-    it.store.write(batch[..1].to_vec()).await.unwrap();
-    let error = it.store.write(batch[1..].to_vec()).await.unwrap_err();
+    it.store.put(batch[..1].to_vec()).await.unwrap();
+    let error = it.store.put(batch[1..].to_vec()).await.unwrap_err();
     assert!(matches!(error, StoreError::Rejected(_)), "{error}");
     assert_eq!(it.store.count(PointFilter::default()).await, Ok(1));
     it.end().await;
@@ -166,7 +167,7 @@ async fn trouble_comes_before_rejection() {
         write("a", version(0, 1, 1), "a"),
         write("poison", version(0, 2, 2), "poison"),
     ];
-    let error = store.write(batch).await.unwrap_err();
+    let error = store.put(batch).await.unwrap_err();
     assert!(matches!(error, StoreError::Transient(_)), "{error}");
     it.end().await;
 }
@@ -190,8 +191,55 @@ async fn a_stranger_s_point_is_replaced() {
         .unwrap();
     assert_eq!(it.title("a").await.as_deref(), Some("stranger"));
     let batch = vec![write("a", version(0, 0, -5), "ours")];
-    it.store.write(batch).await.unwrap();
+    it.store.put(batch).await.unwrap();
     assert_eq!(it.title("a").await.as_deref(), Some("ours"));
+    it.end().await;
+}
+
+/// A point of an earlier version of this program has no order, which counts as 0.
+#[tokio::test]
+async fn a_point_without_order_is_the_first_at_its_time() {
+    let it = Harness::test_server().await;
+    let client = Qdrant::from_url(&it.settings.url)
+        .skip_compatibility_check()
+        .build()
+        .unwrap();
+    for document in ["a", "b", "c", "d"] {
+        let vectors = NamedVectors {
+            vectors: HashMap::from([("test".to_owned(), Vector::new_dense(vector(1)))]),
+        };
+        let payload = Payload::from([
+            ("title", "stored".into()),
+            ("version", 100.into()),
+            ("kafka_topic", "wire".into()),
+            ("kafka_partition", 0.into()),
+            ("kafka_offset", 7.into()),
+        ]);
+        let point = PointStruct::new(id(document).point_id().to_string(), vectors, payload);
+        client
+            .upsert_points(UpsertPointsBuilder::new("documents", vec![point]).wait(true))
+            .await
+            .unwrap();
+    }
+    let outcome = it
+        .store
+        .put(vec![
+            // Order 1, an earlier offset, the same time.
+            write("a", version(1, 3, 100), "new"),
+            write("b", version(1, 3, 99), "new"),
+            write("c", version(0, 8, 50), "new"),
+            write("d", version(0, 6, 150), "new"),
+        ])
+        .await
+        .unwrap();
+    for (document, title) in [("a", "new"), ("b", "stored"), ("c", "new"), ("d", "stored")] {
+        assert_eq!(
+            it.title(document).await.as_deref(),
+            Some(title),
+            "{document}"
+        );
+    }
+    assert_eq!(outcome.superseded_documents, 2);
     it.end().await;
 }
 
@@ -200,10 +248,10 @@ async fn a_stranger_s_point_is_replaced() {
 async fn a_replaced_collection_is_fatal() {
     let it = Harness::test_server().await;
     let batch = vec![write("a", version(0, 1, 1), "a")];
-    it.store.write(batch.clone()).await.unwrap();
+    it.store.put(batch.clone()).await.unwrap();
     let admin = it.store.admin();
     admin.drop_collection().await.unwrap();
-    let error = it.store.write(batch.clone()).await.unwrap_err();
+    let error = it.store.put(batch.clone()).await.unwrap_err();
     assert!(matches!(&error, StoreError::Fatal(reason) if reason.contains("migrate apply")));
     let spec = tcbert_worker::store::CollectionSpec {
         vector_name: "test".into(),
@@ -213,7 +261,7 @@ async fn a_replaced_collection_is_fatal() {
         .create_collection(spec, std::collections::BTreeMap::new())
         .await
         .unwrap();
-    let error = it.store.write(batch).await.unwrap_err();
+    let error = it.store.put(batch).await.unwrap_err();
     assert!(
         matches!(&error, StoreError::Fatal(reason) if reason.contains("replaced")),
         "{error}"
@@ -225,10 +273,10 @@ async fn a_replaced_collection_is_fatal() {
 async fn a_server_that_comes_back_is_used_again() {
     let mut it = Harness::test_server().await;
     let batch = [write("a", version(0, 1, 1), "a")];
-    it.store.write(batch.to_vec()).await.unwrap();
+    it.store.put(batch.to_vec()).await.unwrap();
     it.server_mut().stop();
     for _ in 0..3 {
-        let error = it.store.write(batch.to_vec()).await.unwrap_err();
+        let error = it.store.put(batch.to_vec()).await.unwrap_err();
         assert!(matches!(error, StoreError::Transient(_)), "{error}");
     }
     it.server_mut().resume();
@@ -254,7 +302,7 @@ async fn requests_keep_their_bounds() {
     batch.extend(
         (0..40).map(|number| write(&format!("long-{number}"), version(0, number, 0), &long)),
     );
-    store.write(batch).await.unwrap();
+    store.put(batch).await.unwrap();
     assert_eq!(store.count(PointFilter::default()).await, Ok(440));
     let seen = it.server_ref().seen();
     assert!(seen.most_points.load(Ordering::SeqCst) <= 64);
@@ -322,7 +370,7 @@ async fn a_wrong_key_is_one_clear_error() {
     settings.api_key = ApiKey::new("right");
     let store = open(&settings).await.unwrap();
     store
-        .write(vec![write("a", version(0, 1, 1), "a")])
+        .put(vec![write("a", version(0, 1, 1), "a")])
         .await
         .unwrap();
     assert!(store.fetch(id("a")).await.unwrap().is_some());
@@ -341,7 +389,7 @@ async fn child_that_speaks_tls() {
     match open(&settings).await {
         Ok(store) => {
             store
-                .write(vec![write("a", version(0, 1, 1), "a")])
+                .put(vec![write("a", version(0, 1, 1), "a")])
                 .await
                 .unwrap();
             println!(

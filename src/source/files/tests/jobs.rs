@@ -153,3 +153,103 @@ fn a_broken_state_is_named() {
     let error = FilesSource::start(&options).unwrap_err();
     assert!(error.to_string().contains("nightly"), "{error}");
 }
+
+/// The orders of a job's files; the job is finished then.
+fn orders(source: &FilesSource) -> Vec<i64> {
+    let delivered = Delivered::of(source);
+    commit_all(source, &delivered);
+    let orders = delivered
+        .assigned
+        .iter()
+        .map(|partition| source.version_order(partition));
+    orders.collect()
+}
+
+/// Commits the first record of the first file, so that the job is unfinished and has a state.
+fn commit_one(source: &FilesSource) {
+    let delivered = Delivered::of(source);
+    let offset = CommitOffset {
+        partition: delivered.assigned[0].clone(),
+        next_offset: 1,
+        generation: GENERATION,
+    };
+    source.commit(&[offset], CommitMode::Wait).unwrap();
+}
+
+#[test]
+fn a_later_file_and_a_later_job_are_newer() {
+    let folder = Folder::new();
+    let inputs = [
+        folder.write("a.jsonl", LINES),
+        folder.write("b.jsonl", LINES),
+    ];
+    let options = folder.options(&inputs);
+    let first = orders(&FilesSource::start(&options).unwrap());
+    assert!(first[0] < first[1], "{first:?}");
+    assert_eq!(first[0], options.now.as_second() << 20);
+    assert!(first[1] < 1 << 53);
+    // A second job in the same second, and one after the clock was set back.
+    let second = orders(&FilesSource::start(&options).unwrap());
+    assert!(first[1] < second[0], "{first:?} {second:?}");
+    let earlier = FilesOptions {
+        now: options.now - jiff::SignedDuration::from_hours(1),
+        ..options
+    };
+    let third = orders(&FilesSource::start(&earlier).unwrap());
+    assert!(second[1] < third[0], "{second:?} {third:?}");
+}
+
+#[test]
+fn a_resumed_job_keeps_its_start() {
+    let folder = Folder::new();
+    let options = folder.options(&[folder.write("a.jsonl", LINES)]);
+    let source = FilesSource::start(&options).unwrap();
+    let partition = TopicPartition::clone(&source.shared.job.lock().unfinished()[0].1);
+    let first = source.version_order(&partition);
+    commit_one(&source);
+    drop(source);
+    let later = FilesOptions {
+        now: options.now + jiff::SignedDuration::from_hours(9),
+        ..options
+    };
+    let resumed = FilesSource::start(&later).unwrap();
+    assert!(resumed.progress().resumed_records > 0);
+    assert_eq!(resumed.version_order(&partition), first);
+}
+
+/// As commit 0425910 wrote it: without the job's start.
+#[test]
+fn a_state_of_an_earlier_version_is_resumed() {
+    let folder = Folder::new();
+    let options = folder.options(&[folder.write("a.jsonl", LINES)]);
+    commit_one(&FilesSource::start(&options).unwrap());
+    let state = fs::read_dir(folder.path("state"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|found| found == "json"))
+        .unwrap();
+    let path = folder.path("a.jsonl").display().to_string();
+    let before = json!({
+        "version": 1, "job": "nightly", "files": [{"path": path, "next": 2, "done": false}],
+    });
+    fs::write(&state, before.to_string()).unwrap();
+    let later = FilesOptions {
+        now: options.now + jiff::SignedDuration::from_hours(9),
+        ..options
+    };
+    let source = FilesSource::start(&later).unwrap();
+    let delivered = Delivered::of(&source);
+    assert_eq!(delivered.offsets(), [2, 4]);
+    let order = source.version_order(&delivered.assigned[0]);
+    assert_eq!(order, later.now.as_second() << 20);
+    // From now on the start is kept.
+    let offset = CommitOffset {
+        partition: delivered.assigned[0].clone(),
+        next_offset: 3,
+        generation: GENERATION,
+    };
+    source.commit(&[offset], CommitMode::Wait).unwrap();
+    let after: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    assert_eq!(after["started"], later.now.as_second());
+    assert_eq!(after["files"][0]["next"], 3);
+}
