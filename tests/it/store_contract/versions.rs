@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tcbert_worker::document::{LatestTime, TopicPartition, Version};
 use tcbert_worker::store::version::may_replace;
-use tcbert_worker::store::{PointWrite, Store, WriteOutcome};
+use tcbert_worker::store::{PointWrite, WriteOutcome};
 
 use super::harness::{Harness, tombstone, version, write};
 use crate::support::Put;
