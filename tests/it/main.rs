@@ -35,6 +35,7 @@ mod recreated;
 mod samples;
 mod store_contract;
 mod store_security;
+mod stored_data;
 mod support;
 mod tidy;
 mod versions;

@@ -2,6 +2,7 @@
 //! is stored and what is counted have to agree.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -14,13 +15,13 @@ use tcbert_worker::store::Store;
 use crate::processes;
 
 /// A folder with an embedded store, and the variables that point the binary at it.
-struct Place {
+pub struct Place {
     folder: tempfile::TempDir,
     variables: Vec<(String, String)>,
 }
 
 impl Place {
-    fn new(more: &[(&str, &str)]) -> Self {
+    pub fn new(more: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         let mut variables = vec![
@@ -42,30 +43,44 @@ impl Place {
         Self { folder, variables }
     }
 
-    fn write(&self, name: &str, lines: &[Value]) -> String {
+    pub fn write(&self, name: &str, lines: &[Value]) -> String {
         let path = self.folder.path().join(name);
         let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
         fs::write(&path, lines.join("\n")).unwrap();
         path.display().to_string()
     }
 
-    /// What a backfill of these files says of itself, and its log.
-    fn backfill(&self, inputs: &[&str]) -> (Value, String) {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The standard output of a command that is to end well.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        self.run_with(arguments).0
+    }
+
+    fn run_with(&self, arguments: &[&str]) -> (String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tcbert-worker"));
         command
-            .args(["backfill", "--json", "--input"])
-            .args(inputs)
+            .args(arguments)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .envs(self.variables.iter().cloned());
         let output = processes::run(&mut command);
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{log}");
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (text, log)
+    }
+
+    /// What a backfill of these files says of itself, and its log.
+    pub fn backfill(&self, inputs: &[&str]) -> (Value, String) {
+        let (output, log) = self.run_with(&[&["backfill", "--json", "--input"], inputs].concat());
+        let report: Value = serde_json::from_str(&output).unwrap();
         assert_eq!(report["finished"], true, "{report}");
         (report, log)
     }
 
-    async fn store(&self) -> Arc<dyn Store> {
+    pub async fn store(&self) -> Arc<dyn Store> {
         let settings = Settings::load(&Origins {
             file: None,
             variables: self.variables.clone(),
@@ -75,7 +90,7 @@ impl Place {
         assemble::open_store(&settings, &expectation).await.unwrap()
     }
 
-    async fn stored(&self, id: &str) -> Map<String, Value> {
+    pub async fn stored(&self, id: &str) -> Map<String, Value> {
         let store = self.store().await;
         let id = DocumentId::new(id).unwrap();
         let stored = store.fetch(id).await.unwrap().unwrap();
