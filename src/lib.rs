@@ -10,6 +10,7 @@
 
 pub mod bounds;
 mod digest;
+mod durable;
 pub mod document;
 pub mod telemetry;
 pub mod source;

@@ -28,7 +28,8 @@ pub(super) struct Arguments {
 enum Action {
     /// Show letters: why, and where they came from.
     List(List),
-    /// Send records to the topic and partition they came from; the letters stay.
+    /// Send records to the topic and partition they came from, if that is one of kafka.topic or
+    /// named by --topic; the dead letters stay.
     Replay(Replay),
 }
 

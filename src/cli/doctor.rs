@@ -26,6 +26,9 @@ struct Check {
     passed: bool,
     /// What was found, or what is wrong and what to do.
     finding: String,
+    /// What deserves attention though the check passed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 impl Check {
@@ -36,7 +39,23 @@ impl Check {
             name,
             passed,
             finding,
+            warnings: Vec::new(),
         }
+    }
+
+    fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
+    /// Finding and warnings, a line each.
+    fn text(&self) -> String {
+        let lines: Vec<&str> = std::iter::once(&self.finding)
+            .chain(&self.warnings)
+            .map(String::as_str)
+            .filter(|line| !line.is_empty())
+            .collect();
+        lines.join("\n")
     }
 }
 
@@ -50,12 +69,12 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
     } else {
         let mut table = output::table(&["check", "", "finding"]);
         for check in &checks {
-            let mark = if check.passed {
-                Cell::new("ok").fg(Color::Green)
-            } else {
-                Cell::new("mend").fg(Color::Red)
+            let mark = match (check.passed, check.warnings.is_empty()) {
+                (true, true) => Cell::new("ok").fg(Color::Green),
+                (true, false) => Cell::new("warning").fg(Color::Yellow),
+                (false, _) => Cell::new("mend").fg(Color::Red),
             };
-            table.add_row(vec![Cell::new(check.name), mark, Cell::new(&check.finding)]);
+            table.add_row(vec![Cell::new(check.name), mark, Cell::new(check.text())]);
         }
         output::line(table)?;
     }
@@ -91,7 +110,10 @@ async fn run_checks(settings: &Settings) -> Vec<Check> {
         ));
     }
     checks.push(Check::of("store", check_store(settings).await));
-    checks.push(Check::of("broker", check_broker(settings).await));
+    let broker = check_broker(settings).await;
+    let dead_letters = check_dead_letters(settings, broker.is_ok()).await;
+    checks.push(Check::of("broker", broker));
+    checks.push(dead_letters);
     checks
 }
 
@@ -129,4 +151,22 @@ async fn check_broker(settings: &Settings) -> Result<String, String> {
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())
+}
+
+/// Without a broker there is nothing to ask, and its own line says why.
+async fn check_dead_letters(settings: &Settings, is_broker_there: bool) -> Check {
+    const NAME: &str = "dead letters";
+    if !is_broker_there {
+        return Check::of(NAME, Err("not checked: no broker answers".to_owned()));
+    }
+    let kafka::DeadLetterFindings {
+        found,
+        warnings,
+        faults,
+    } = kafka::check_dead_letters(&settings.kafka, &settings.dead_letter).await;
+    let outcome = match faults.is_empty() {
+        true => Ok(found.join("; ")),
+        false => Err(faults.join("; ")),
+    };
+    Check::of(NAME, outcome).with_warnings(warnings)
 }

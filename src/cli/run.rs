@@ -58,13 +58,15 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         "model loaded"
     );
     let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
+    let dead_letters = tokio::select! {
+        opened = open_dead_letters(settings) => opened?,
+        () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
+    };
     let source = tokio::select! {
         connected = connect(settings) => connected?,
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
     };
     refuse_offsets_that_began_anew(&settings.kafka, &store).await?;
-    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
-        .map_err(Failure::failed)?;
     tracing::info!(
         topic = settings.kafka.topic,
         group = settings.kafka.group_id,
@@ -114,6 +116,14 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
             Err(Failure::failed(error))
         }
     }
+}
+
+/// The sink of dead letters, once they can be kept: before the worker joins its group.
+pub(super) async fn open_dead_letters(settings: &Settings) -> Result<DeadLetterProducer, Failure> {
+    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
+        .map_err(Failure::failed)?;
+    dead_letters.check().await.map_err(Failure::failed)?;
+    Ok(dead_letters)
 }
 
 async fn connect(settings: &Settings) -> Result<Arc<KafkaSource>, Failure> {

@@ -9,6 +9,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 
 use super::settings::KafkaSettings;
@@ -68,6 +69,13 @@ impl ClientContext for Reporting {
 }
 
 impl ConsumerContext for Reporting {}
+
+/// For producers that only ask.
+impl ProducerContext for Reporting {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
 
 /// Hands a line of the client's log on. What the client calls an error it tries again, so it is a
 /// warning here; what ends the worker is said where that is decided.

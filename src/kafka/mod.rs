@@ -18,8 +18,9 @@ mod start;
 
 pub use counters::SourceCounters;
 pub use dead_letter::{
-    CutValue, DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, ReplayReport,
-    StoredDeadLetter, list_dead_letters, replay_dead_letters, visit_dead_letters,
+    CutValue, DeadLetterFilter, DeadLetterFindings, DeadLetterProducer, DeadLetterSettings,
+    ReplayReport, StoredDeadLetter, check_dead_letters, list_dead_letters, replay_dead_letters,
+    visit_dead_letters,
 };
 pub use embedded::{
     EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::ledger::Ticket;
+use super::outage::GRACE;
 use super::{Context, PanicGuard, PipelineError, Refused};
-use crate::source::{DeadLetter, SourceRecord};
+use crate::source::{DeadLetter, DeadLetterError, SourceRecord};
 use crate::telemetry::Outcome;
 use tokio::sync::mpsc;
 
@@ -80,7 +81,7 @@ pub(super) async fn refuse(
         message: refusal.message,
     };
     tokio::select! {
-        outcome = context.dead_letters.send(letter) => outcome.map_err(PipelineError::DeadLetters)?,
+        outcome = send(context, letter) => outcome.map_err(PipelineError::DeadLetters)?,
         () = context.abandoned.cancelled() => return Err(PipelineError::Abandoned),
     }
     context.counters.dead_lettered.add(1);
@@ -88,4 +89,14 @@ pub(super) async fn refuse(
     context.metrics.documents(Outcome::DeadLettered, 1);
     context.ledger.acknowledge([&ticket]);
     Ok(())
+}
+
+/// Sends a dead letter; the worker is not ready while one waits for long, since its partition does.
+async fn send(context: &Context, letter: DeadLetter) -> Result<(), DeadLetterError> {
+    let mut sending = context.dead_letters.send(letter);
+    if let Ok(outcome) = tokio::time::timeout(GRACE, &mut sending).await {
+        return outcome;
+    }
+    let _waiting = context.outage.dead_letter_waits();
+    sending.await
 }

@@ -1,19 +1,25 @@
-//! Whether the store is away, for whoever asks if the worker is ready. Knows no store: it is told.
+//! Whether records wait for a store that is away or a dead letter that cannot be kept, for whoever
+//! asks if the worker is ready. Knows neither: it is told.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::store::StoreError;
 use crate::telemetry::Health;
 
-/// A store that answers again within this time was busy, not away.
-const GRACE: Duration = Duration::from_secs(5);
+/// What is there again within this time was busy, not away.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// The note of one run.
 #[derive(Debug)]
 pub(super) struct Outage {
     health: Option<Health>,
+    /// Whether the store is away: looked at after each write.
     lasts: AtomicBool,
+    /// Dead letters that have waited for longer than [`GRACE`]. Health is set while this is locked.
+    waiting: Mutex<usize>,
 }
 
 impl Outage {
@@ -21,6 +27,7 @@ impl Outage {
         Self {
             health,
             lasts: AtomicBool::new(false),
+            waiting: Mutex::new(0),
         }
     }
 
@@ -31,6 +38,7 @@ impl Outage {
         };
         // A full store does not come back by itself: that need not be waited for.
         if since >= GRACE || matches!(failure, StoreError::Full(_)) {
+            let _locked = self.waiting.lock();
             self.lasts.store(true, Ordering::Release);
             health.set_not_ready(format!("documents wait for the store: {failure}"));
         }
@@ -38,11 +46,43 @@ impl Outage {
 
     /// A write was taken.
     pub(super) fn over(&self) {
-        if self.lasts.swap(false, Ordering::AcqRel)
+        if self.lasts.swap(false, Ordering::AcqRel) {
+            self.settle(*self.waiting.lock());
+        }
+    }
+
+    /// A dead letter has waited for longer than [`GRACE`], and waits until the guard is dropped.
+    pub(super) fn dead_letter_waits(&self) -> WaitingDeadLetter<'_> {
+        let mut waiting = self.waiting.lock();
+        *waiting += 1;
+        if let Some(health) = &self.health {
+            health.set_not_ready(
+                "rejected records wait for the dead-letter topic or the spool folder; the log says why",
+            );
+        }
+        WaitingDeadLetter(self)
+    }
+
+    /// Ready again where nothing waits any more; called with the number locked.
+    fn settle(&self, waiting: usize) {
+        if waiting == 0
+            && !self.lasts.load(Ordering::Acquire)
             && let Some(health) = &self.health
         {
             health.set_ready();
         }
+    }
+}
+
+/// A dead letter that waits.
+#[derive(Debug)]
+pub(super) struct WaitingDeadLetter<'a>(&'a Outage);
+
+impl Drop for WaitingDeadLetter<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting.lock();
+        *waiting -= 1;
+        self.0.settle(*waiting);
     }
 }
 
@@ -64,6 +104,24 @@ mod tests {
         assert!(health.is_ready());
         outage.failed(&StoreError::Full("disk".to_owned()), Duration::ZERO);
         assert!(!health.is_ready());
+    }
+
+    #[test]
+    fn a_worker_is_ready_again_once_neither_store_nor_dead_letters_are_waited_for() {
+        let health = Health::new();
+        health.set_ready();
+        let outage = Outage::new(Some(health.clone()));
+        let (first, second) = (outage.dead_letter_waits(), outage.dead_letter_waits());
+        assert!(!health.is_ready());
+        outage.failed(&StoreError::Full("disk".to_owned()), Duration::ZERO);
+        drop(first);
+        outage.over();
+        assert!(!health.is_ready(), "one still waits");
+        outage.failed(&StoreError::Full("disk".to_owned()), Duration::ZERO);
+        drop(second);
+        assert!(!health.is_ready(), "the store is still full");
+        outage.over();
+        assert!(health.is_ready());
     }
 
     #[test]

@@ -161,10 +161,13 @@ fn decode(
     let latest = LatestTime::after(jiff::Timestamp::now(), context.future_tolerance);
     for record in admitted.records {
         let ticket = Ticket::of(&record, admitted.at);
+        // A replayed record is as old as it was where it first stood; what is committed is its own
+        // position.
+        let origin = record.origin();
         let version = Version {
-            position: record.position.clone(),
-            timestamp_ms: age(context, &record, latest),
-            order: orders.of(&*context.source, &record.position.partition),
+            order: orders.of(&*context.source, &origin.position.partition),
+            timestamp_ms: age(context, &record, origin.timestamp_ms, latest),
+            position: origin.position,
         };
         match context.decoder.decode(&record) {
             Ok(Decoded::Document(document)) => {
@@ -207,8 +210,13 @@ fn decode(
 }
 
 /// A record's time as its version has it: 0 where there is none, or one that cannot be true.
-fn age(context: &Context, record: &SourceRecord, latest: LatestTime) -> i64 {
-    match record.timestamp_ms {
+fn age(
+    context: &Context,
+    record: &SourceRecord,
+    timestamp_ms: Option<i64>,
+    latest: LatestTime,
+) -> i64 {
+    match timestamp_ms {
         None => 0,
         Some(timestamp_ms) if latest.forbids(timestamp_ms) => {
             future_times::note(context, record);

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use super::{DeadLetter, DeadLetterError, DeadLetterSink};
+use crate::durable;
 
 /// Letters that wait for the thread that writes.
 const WAITING: usize = 256;
@@ -37,14 +38,16 @@ impl FileDeadLetters {
     /// # Errors
     /// When the file cannot be made or opened.
     pub fn open(path: &Path, resume: bool) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        durable::create_folder(folder)?;
         if !resume && fs::metadata(path).is_ok_and(|file| file.len() > 0) {
             move_aside(path)?;
         }
         let mut file = OpenOptions::new().append(true).create(true).open(path)?;
         end_last_line(&mut file, path)?;
+        // A synced line is lost all the same where the file's name is.
+        file.sync_all()?;
+        durable::sync_folder(folder)?;
         let (letters, waiting) = bounded(WAITING);
         std::thread::Builder::new()
             .name("dead-letters".to_owned())

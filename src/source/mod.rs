@@ -5,6 +5,7 @@ pub mod files;
 mod letters;
 pub mod memory;
 mod refused;
+mod replayed;
 pub(crate) mod timestamp;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 pub use letters::FileDeadLetters;
 pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink, MemoryDeadLetters};
+pub use replayed::ReplayOrigin;
 
 use crate::document::{Generation, Receipt, RecordPosition, TopicPartition};
 

@@ -12,6 +12,7 @@ mod authority;
 mod backfill;
 mod batches;
 mod bulk;
+mod dead_letter_faults;
 mod dead_letters;
 mod faults;
 mod field;

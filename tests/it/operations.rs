@@ -109,7 +109,7 @@ fn a_whitening_is_fitted_shown_and_used() {
     assert!(String::from_utf8_lossy(&flat.stderr).contains("larger shrinkage"));
 }
 
-fn get(port: u16, path: &str) -> Option<String> {
+pub fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(

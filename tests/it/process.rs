@@ -63,10 +63,12 @@ fn refused(variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String) {
 fn wrong_configurations_are_told_in_one_message() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store").display().to_string();
+    let spool = folder.path().join("spool").display().to_string();
     let base = [
         ("STORE__KIND", "embedded"),
         ("STORE__PATH", store.as_str()),
         ("KAFKA__TOPIC", TOPIC),
+        ("DEAD_LETTER__SPOOL_DIR", spool.as_str()),
     ];
     let with = |more: &[(&'static str, &'static str)], exit: i32, says: &[&str]| {
         let variables: Vec<(&str, &str)> =

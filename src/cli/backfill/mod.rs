@@ -20,7 +20,6 @@ use super::anew::refuse_offsets_that_began_anew;
 use super::failure::Failure;
 use super::{output, run};
 use crate::assemble;
-use crate::kafka::DeadLetterProducer;
 use crate::pipeline::{self, Counters, Counts, Ending, PipelineError, Throttle, Wiring};
 use crate::settings::Settings;
 use crate::source::{DeadLetterSink, FileDeadLetters};
@@ -172,7 +171,7 @@ async fn backfill(
     if matches!(work, Work::Range(_)) {
         refuse_offsets_that_began_anew(&settings.kafka, &store).await?;
     }
-    let (dead_letters, letters_in) = open_dead_letters(settings, arguments, &work)?;
+    let (dead_letters, letters_in) = open_dead_letters(settings, arguments, &work).await?;
     tracing::info!(
         job = arguments.job,
         resumed = work.is_resumed(),
@@ -253,7 +252,7 @@ async fn start(
 }
 
 /// The sink of dead letters, and where that is in words.
-fn open_dead_letters(
+async fn open_dead_letters(
     settings: &Settings,
     arguments: &Arguments,
     work: &Work,
@@ -264,8 +263,7 @@ fn open_dead_letters(
     });
     match letters {
         Letters::Kafka => {
-            let producer = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
-                .map_err(Failure::failed)?;
+            let producer = run::open_dead_letters(settings).await?;
             let place = format!("topic {}", settings.kafka.dead_letter_topic);
             Ok((Arc::new(producer), place))
         }

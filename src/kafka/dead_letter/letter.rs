@@ -14,6 +14,10 @@ const STAGE: &str = "__connect.errors.stage";
 const CLASS: &str = "__connect.errors.class.name";
 const EXCEPTION_CLASS: &str = "__connect.errors.exception.class.name";
 const EXCEPTION_MESSAGE: &str = "__connect.errors.exception.message";
+/// The record's own timestamp in milliseconds since the epoch; null where it has none. A dead letter
+/// is sent with the present time, or a topic that deletes by age would drop the one of an old record
+/// at once. Absent in those of earlier versions, which were sent with the record's timestamp.
+const TIMESTAMP: &str = "__connect.errors.timestamp";
 /// Bytes that the value had before it was cut; present only where it was.
 const VALUE_SIZE: &str = "__connect.errors.value.size";
 /// File in the spool folder of the worker that holds the whole record.
@@ -41,7 +45,6 @@ pub(super) struct Envelope {
     pub(super) key: Option<Vec<u8>>,
     pub(super) value: Option<Vec<u8>>,
     pub(super) headers: Vec<Header>,
-    pub(super) timestamp_ms: Option<i64>,
 }
 
 /// Packs a letter.
@@ -51,7 +54,6 @@ pub(super) fn pack(letter: &DeadLetter, connector: &str, form: &Form) -> Envelop
         key: record.key.clone(),
         value: record.value.clone(),
         headers: record.headers.clone(),
-        timestamp_ms: record.timestamp_ms,
     };
     let file = match form {
         Form::Whole => None,
@@ -71,12 +73,14 @@ pub(super) fn pack(letter: &DeadLetter, connector: &str, form: &Form) -> Envelop
         }
     };
     let RecordPosition { partition, offset } = &record.position;
-    let mut say = |name: &str, value: String| {
+    let mut add = |name: &str, value: Option<String>| {
         envelope.headers.push(Header {
             name: name.to_owned(),
-            value: Some(value.into_bytes()),
+            value: value.map(String::into_bytes),
         });
     };
+    let timestamp = record.timestamp_ms.map(|ms| ms.to_string());
+    let mut say = |name: &str, value: String| add(name, Some(value));
     say(TOPIC, partition.topic.to_string());
     say(PARTITION, partition.partition.to_string());
     say(OFFSET, offset.to_string());
@@ -91,6 +95,7 @@ pub(super) fn pack(letter: &DeadLetter, connector: &str, form: &Form) -> Envelop
         say(VALUE_SIZE, size.to_string());
         say(SPOOL_FILE, file.clone());
     }
+    add(TIMESTAMP, timestamp);
     envelope
 }
 
@@ -162,6 +167,10 @@ impl StoredDeadLetter {
                 offset,
             })
         };
+        let timestamp_ms = match added.iter().rfind(|header| header.name == TIMESTAMP) {
+            Some(_) => text(TIMESTAMP).and_then(|ms| ms.parse().ok().filter(|ms| *ms >= 0)),
+            None => record.timestamp_ms,
+        };
         let cut = || {
             Some(CutValue {
                 value_bytes: text(VALUE_SIZE)?.parse().ok()?,
@@ -175,7 +184,7 @@ impl StoredDeadLetter {
             class: text(EXCEPTION_CLASS).unwrap_or_default(),
             message: text(EXCEPTION_MESSAGE).unwrap_or_default(),
             connector: text(CONNECTOR).unwrap_or_default(),
-            timestamp_ms: record.timestamp_ms,
+            timestamp_ms,
             key: record.key,
             value: record.value,
             cut: cut(),
@@ -245,7 +254,7 @@ mod tests {
                 offset: 7,
             },
             generation: Generation(0),
-            timestamp_ms: envelope.timestamp_ms,
+            timestamp_ms: Some(1_900_000_000_000),
             key: envelope.key,
             value: envelope.value,
             headers: envelope.headers,
@@ -280,6 +289,27 @@ mod tests {
             ("news[3]@42", "id")
         );
         assert_eq!(found.cut, None);
+    }
+
+    #[test]
+    fn the_records_own_time_is_kept_beside_that_of_the_dead_letter() {
+        let mut untimed = letter(Vec::new());
+        untimed.record.timestamp_ms = None;
+        let found = StoredDeadLetter::parse(delivered(pack(&untimed, "w", &Form::Whole)));
+        assert_eq!(found.timestamp_ms, None);
+        // As versions before this header sent it: with the record's own timestamp.
+        let mut earlier = delivered(pack(&letter(Vec::new()), "w", &Form::Whole));
+        earlier.headers.retain(|header| header.name != TIMESTAMP);
+        earlier.timestamp_ms = Some(5);
+        assert_eq!(
+            StoredDeadLetter::parse(earlier.clone()).timestamp_ms,
+            Some(5)
+        );
+        // What cannot be read makes the record older than any, never newer.
+        for value in [&b"-1"[..], b"now", b""] {
+            earlier.headers.push(header(TIMESTAMP, value));
+            assert_eq!(StoredDeadLetter::parse(earlier.clone()).timestamp_ms, None);
+        }
     }
 
     #[test]
@@ -333,7 +363,8 @@ mod tests {
                 (
                     prop_oneof![
                         Just(TOPIC.to_owned()), Just(PARTITION.to_owned()), Just(OFFSET.to_owned()),
-                        Just(STAGE.to_owned()), Just(VALUE_SIZE.to_owned()), any::<String>(),
+                        Just(STAGE.to_owned()), Just(VALUE_SIZE.to_owned()),
+                        Just(TIMESTAMP.to_owned()), any::<String>(),
                     ],
                     prop::option::of(prop_oneof![
                         any::<Vec<u8>>(),
@@ -346,6 +377,7 @@ mod tests {
         ) {
             let found = StoredDeadLetter::parse(record(headers.clone()));
             prop_assert!(found.headers.len() <= headers.len());
+            prop_assert!(found.timestamp_ms.is_none_or(|ms| ms >= 0));
             if let Some(origin) = found.origin {
                 prop_assert!(origin.offset >= 0 && origin.partition.partition >= 0);
             }

@@ -11,13 +11,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
 use rdkafka::util::Timeout;
 
+use super::check::{self, Presence};
 use super::letter::{Envelope, Form, pack};
 use super::settings::DeadLetterSettings;
 use super::spool::Spool;
 use crate::kafka::client::{self, Reporting};
 use crate::kafka::embedded::client_headers;
 use crate::kafka::settings::KafkaSettings;
-use crate::source::{DeadLetter, DeadLetterError, DeadLetterSink, Header};
+use crate::source::{DeadLetter, DeadLetterError, DeadLetterSink};
 
 /// First pause before another attempt; it doubles up to `dead_letter.retry_max_ms`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -42,6 +43,7 @@ pub struct DeadLetterProducer {
     /// Made for the first letter: a client keeps connections and threads awake, and most workers never refuse a record.
     client: Mutex<Option<Client>>,
     config: ClientConfig,
+    kafka: KafkaSettings,
     topic: String,
     connector: String,
     spool: Spool,
@@ -53,8 +55,6 @@ pub struct DeadLetterProducer {
 enum Next {
     /// The broker does not take a record of this size.
     Smaller,
-    /// Without the record's own timestamp.
-    Untimed,
     /// Trying again may help.
     Again(String),
     /// Trying again does not help.
@@ -70,17 +70,7 @@ impl DeadLetterProducer {
         kafka: &KafkaSettings,
         settings: &DeadLetterSettings,
     ) -> Result<Self, DeadLetterError> {
-        let mut config = kafka
-            .client_config(&kafka.properties.connection(), PRODUCER_DEFAULTS)
-            .map_err(|error| DeadLetterError(error.to_string()))?;
-        settings
-            .properties
-            .apply(&mut config)
-            .map_err(|reason| DeadLetterError(format!("dead_letter.properties needs {reason}")))?;
-        config.set("enable.idempotence", "true");
-        config.set("acks", "all");
-        // Zero: until it arrives.
-        config.set("message.timeout.ms", "0");
+        let config = producer_config(kafka, settings)?;
         // What is wrong with the properties is said at start, not when the first letter waits.
         config
             .create::<BaseProducer>()
@@ -88,12 +78,40 @@ impl DeadLetterProducer {
         Ok(Self {
             client: Mutex::new(None),
             config,
+            kafka: kafka.clone(),
             topic: kafka.dead_letter_topic.clone(),
             connector: settings.connector_name.clone(),
             spool: Spool::new(Path::new(&settings.spool_dir), settings.spool_max_bytes),
             cut_value_bytes: settings.cut_value_bytes,
             retry_max: Duration::from_millis(settings.retry_max_ms),
         })
+    }
+
+    /// Checks that dead letters can be kept: the topic is there, or the broker makes it, and the
+    /// spool folder takes files. Otherwise the first record that is rejected would block its
+    /// partition for good.
+    ///
+    /// # Errors
+    /// When the topic does not appear within ten seconds, no broker answers, or the folder cannot be
+    /// written.
+    pub async fn check(&self) -> Result<(), DeadLetterError> {
+        let (config, kafka, spool) = (self.config.clone(), self.kafka.clone(), self.spool.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            spool
+                .check()
+                .map_err(|error| DeadLetterError(error.to_string()))?;
+            match check::find_topic(&config, &kafka) {
+                Ok(Presence::There) => Ok(()),
+                Ok(Presence::Hidden(warning)) => {
+                    tracing::warn!("{warning}");
+                    Ok(())
+                }
+                Err(error) => Err(DeadLetterError(error.to_string())),
+            }
+        });
+        checked.await.map_err(|error| {
+            DeadLetterError(format!("the check of the dead letters ended: {error}"))
+        })?
     }
 
     async fn deliver(&self, letter: DeadLetter) -> Result<(), DeadLetterError> {
@@ -112,7 +130,6 @@ impl DeadLetterProducer {
                     }
                     Err(reason) => reason,
                 },
-                Next::Untimed => "its timestamp is refused".to_owned(),
                 Next::Again(reason) => reason,
                 Next::Never(reason) => return Err(DeadLetterError(reason)),
             };
@@ -128,31 +145,12 @@ impl DeadLetterProducer {
         }
     }
 
-    /// Sends once and waits for all replicas.
+    /// Sends once, with the present time, and waits for all replicas.
     async fn attempt(&self, envelope: &Envelope) -> Result<(), Next> {
-        match self.attempt_at(envelope, envelope.timestamp_ms).await {
-            // A topic may refuse times that are too far away; the header keeps the record's own.
-            Err(Next::Untimed) => self.attempt_at(envelope, None).await,
-            outcome => outcome,
-        }
-    }
-
-    async fn attempt_at(&self, envelope: &Envelope, at: Option<i64>) -> Result<(), Next> {
         let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic);
         record.key = envelope.key.as_deref();
         record.payload = envelope.value.as_deref();
-        record.timestamp = at;
-        record.headers = match envelope.timestamp_ms {
-            Some(own) if at.is_none() => {
-                let mut headers = envelope.headers.clone();
-                headers.push(Header {
-                    name: "__connect.errors.timestamp".to_owned(),
-                    value: Some(own.to_string().into_bytes()),
-                });
-                client_headers(&headers)
-            }
-            _ => client_headers(&envelope.headers),
-        };
+        record.headers = client_headers(&envelope.headers);
         let client = self.client().map_err(|error| Next::Never(error.0))?;
         // Room in the client's own queue is waited for as long as it takes: letters hold their
         // records' place in the pipeline's budget, so few can wait.
@@ -176,7 +174,11 @@ impl DeadLetterProducer {
         };
         match code {
             RDKafkaErrorCode::MessageSizeTooLarge => Next::Smaller,
-            RDKafkaErrorCode::InvalidTimestamp => Next::Untimed,
+            RDKafkaErrorCode::InvalidTimestamp => Next::Again(format!(
+                "{error}: the topic {} rejects the present time; check this machine's clock and the \
+                 topic's message.timestamp.before.max.ms and message.timestamp.after.max.ms",
+                self.topic
+            )),
             RDKafkaErrorCode::InvalidRecord => Next::Never(format!(
                 "the topic {} does not take the letter: {error}; a compacted topic takes no records without a \
                  key, dead letters need one that deletes by age",
@@ -212,11 +214,8 @@ impl DeadLetterProducer {
         form: Form,
     ) -> Result<Result<Form, String>, DeadLetterError> {
         let position = &letter.record.position;
-        let smaller = match form {
-            Form::Whole => Form::Cut {
-                value_bytes: self.cut_value_bytes,
-                file: Spool::file_name(position),
-            },
+        match form {
+            Form::Whole => {}
             Form::Cut { file, .. } => return Ok(Ok(Form::Bare { file })),
             Form::Bare { file } => {
                 return Err(DeadLetterError(format!(
@@ -225,12 +224,15 @@ impl DeadLetterProducer {
                     self.topic
                 )));
             }
-        };
+        }
         let spool = self.spool.clone();
         let letter = letter.clone();
         let written = tokio::task::spawn_blocking(move || spool.write(&letter)).await;
         match written {
-            Ok(Ok(())) => Ok(Ok(smaller)),
+            Ok(Ok(file)) => Ok(Ok(Form::Cut {
+                value_bytes: self.cut_value_bytes,
+                file,
+            })),
             Ok(Err(error)) => Ok(Err(error.to_string())),
             Err(error) => Ok(Err(format!("the spool's task ended: {error}"))),
         }
@@ -241,6 +243,28 @@ impl DeadLetterSink for DeadLetterProducer {
     fn send(&self, letter: DeadLetter) -> BoxFuture<'_, Result<(), DeadLetterError>> {
         Box::pin(self.deliver(letter))
     }
+}
+
+/// The client's configuration.
+///
+/// # Errors
+/// When a property is refused.
+pub(super) fn producer_config(
+    kafka: &KafkaSettings,
+    settings: &DeadLetterSettings,
+) -> Result<ClientConfig, DeadLetterError> {
+    let mut config = kafka
+        .client_config(&kafka.properties.connection(), PRODUCER_DEFAULTS)
+        .map_err(|error| DeadLetterError(error.to_string()))?;
+    settings
+        .properties
+        .apply(&mut config)
+        .map_err(|reason| DeadLetterError(format!("dead_letter.properties needs {reason}")))?;
+    config.set("enable.idempotence", "true");
+    config.set("acks", "all");
+    // Zero: until it arrives.
+    config.set("message.timeout.ms", "0");
+    Ok(config)
 }
 
 fn connect(config: &ClientConfig) -> Result<Client, DeadLetterError> {

@@ -1,24 +1,18 @@
-//! Reads the dead-letter topic back, from its beginning to the end it had at the start, and sends
-//! letters home again.
+//! Reads the dead-letter topic back, from its beginning to the end it had at the start.
 
 use std::collections::HashMap;
-use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
 
 use super::letter::StoredDeadLetter;
-use super::settings::DeadLetterSettings;
-use super::spool::Spool;
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::kafka::client::{self, Reporting};
-use crate::kafka::embedded::{SampleProducer, SampleRecord};
 use crate::kafka::poll::headers_of;
 use crate::kafka::settings::KafkaSettings;
 use crate::kafka::start;
@@ -27,8 +21,6 @@ use crate::source::{SourceError, SourceRecord};
 /// Longest wait for the next letter before the broker counts as silent.
 const SILENCE: Duration = Duration::from_secs(30);
 const POLL_WAIT: Duration = Duration::from_millis(200);
-/// Letters sent home at once.
-const REPLAY_CHUNK: usize = 200;
 
 /// Which letters are wanted; an empty filter wants all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,18 +58,6 @@ impl DeadLetterFilter {
                 .as_ref()
                 .is_none_or(|part| letter.message.contains(part.as_str()))
     }
-}
-
-/// What a replay did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ReplayReport {
-    /// Letters that the filter wanted.
-    pub wanted: u64,
-    /// Letters sent home; none in a dry run.
-    pub sent: u64,
-    /// Letters that cannot go home: they do not say where that is, or their value was cut and the
-    /// spool file is not here.
-    pub left: u64,
 }
 
 /// Reads every letter that `filter` wants and hands it to `visit`, which may end it.
@@ -125,118 +105,6 @@ pub fn list_dead_letters(
     Ok(letters)
 }
 
-/// Sends letters to the topic and partition they came from, with their own key, value, headers and
-/// timestamp; what was cut comes whole out of the spool. The letters stay where they are: sending
-/// one twice writes the same document twice. `dry_run` sends nothing.
-///
-/// # Errors
-/// When the broker does not answer or refuses a record.
-pub fn replay_dead_letters(
-    kafka: &KafkaSettings,
-    settings: &DeadLetterSettings,
-    filter: &DeadLetterFilter,
-    dry_run: bool,
-    mut say: impl FnMut(&StoredDeadLetter, Result<(), String>),
-) -> Result<ReplayReport, SourceError> {
-    let spool = Spool::new(Path::new(&settings.spool_dir), settings.spool_max_bytes);
-    let mut home = Home::new(kafka)?;
-    let mut report = ReplayReport::default();
-    let mut failure = None;
-    visit_dead_letters(kafka, filter, |letter| {
-        report.wanted += 1;
-        match original(&letter, &spool) {
-            Ok((topic, record)) => {
-                say(&letter, Ok(()));
-                if !dry_run && let Err(error) = home.take(topic, record) {
-                    failure = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            Err(reason) => {
-                report.left += 1;
-                say(&letter, Err(reason));
-            }
-        }
-        ControlFlow::Continue(())
-    })?;
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    home.send_all()?;
-    report.sent = home.sent;
-    Ok(report)
-}
-
-/// The record that a letter is about, and its topic.
-fn original(letter: &StoredDeadLetter, spool: &Spool) -> Result<(String, SampleRecord), String> {
-    let origin = letter
-        .origin
-        .as_ref()
-        .ok_or("its headers do not say where it came from")?;
-    let mut record = SampleRecord {
-        partition: Some(origin.partition.partition),
-        key: letter.key.clone(),
-        value: letter.value.clone(),
-        headers: letter.headers.clone(),
-        timestamp_ms: letter.timestamp_ms,
-    };
-    if let Some(cut) = &letter.cut {
-        let whole = spool.read(&cut.spool_file).map_err(|error: io::Error| {
-            let file = &cut.spool_file;
-            format!("its value was cut and the spool file {file} cannot be read here: {error}")
-        })?;
-        record.key = whole.key;
-        record.value = whole.value;
-        record.headers = whole.headers;
-    }
-    Ok((origin.partition.topic.to_string(), record))
-}
-
-/// Records on their way home, a chunk at a time.
-struct Home {
-    producer: SampleProducer,
-    waiting: HashMap<String, Vec<SampleRecord>>,
-    count: usize,
-    sent: u64,
-}
-
-impl Home {
-    fn new(kafka: &KafkaSettings) -> Result<Self, SourceError> {
-        let config = kafka.client_config(
-            &kafka.properties.connection(),
-            &[("message.max.bytes", "1000000000"), ("acks", "all")],
-        )?;
-        let producer = SampleProducer::with_config(&config)
-            .map_err(|error| SourceError::Fatal(error.to_string()))?;
-        Ok(Self {
-            producer,
-            waiting: HashMap::new(),
-            count: 0,
-            sent: 0,
-        })
-    }
-
-    fn take(&mut self, topic: String, record: SampleRecord) -> Result<(), SourceError> {
-        self.waiting.entry(topic).or_default().push(record);
-        self.count += 1;
-        if self.count >= REPLAY_CHUNK {
-            self.send_all()?;
-        }
-        Ok(())
-    }
-
-    fn send_all(&mut self) -> Result<(), SourceError> {
-        self.count = 0;
-        for (topic, records) in self.waiting.drain() {
-            self.producer
-                .produce(&topic, &records)
-                .map_err(|error| SourceError::Fatal(error.to_string()))?;
-            self.sent += records.len() as u64;
-        }
-        Ok(())
-    }
-}
-
 /// A consumer that belongs to no group and commits nothing.
 struct Reader {
     consumer: BaseConsumer<Reporting>,
@@ -266,12 +134,17 @@ impl Reader {
                 client::unreachable(&error, &reporting.faults, kafka)
             })?;
         let known = metadata.topics().iter().find(|known| known.name() == topic);
+        if let Some(error) = known.and_then(|known| known.error()) {
+            return Err(SourceError::Fatal(format!(
+                "the dead-letter topic {topic} cannot be read: {}; check kafka.dead_letter_topic and the \
+                 right to read there",
+                RDKafkaErrorCode::from(error)
+            )));
+        }
         let partitions: Vec<TopicPartition> = known
-            .filter(|known| known.error().is_none())
-            .map(|known| known.partitions().iter().map(|p| p.id()).collect())
-            .unwrap_or_else(Vec::new)
-            .into_iter()
-            .map(|number| TopicPartition::new(topic.as_str(), number))
+            .map_or(&[][..], |known| known.partitions())
+            .iter()
+            .map(|found| TopicPartition::new(topic.as_str(), found.id()))
             .collect();
         let ranges = start::all_ranges(&consumer, &partitions)?;
         let mut list = TopicPartitionList::new();

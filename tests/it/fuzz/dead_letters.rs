@@ -6,7 +6,7 @@ use tcbert_worker::source::{Header, SourceRecord};
 
 use super::fuzz;
 
-const WORDS: [&str; 16] = [
+const WORDS: [&str; 18] = [
     "__connect.errors.topic: news\n",
     "__connect.errors.partition: 3\n",
     "__connect.errors.offset: 12\n",
@@ -14,6 +14,8 @@ const WORDS: [&str; 16] = [
     "__connect.errors.exception.class.name: invalid_json\n",
     "__connect.errors.exception.message: m\n",
     "__connect.errors.stage: decode\n",
+    "__connect.errors.timestamp: 1700000000000\n",
+    "__connect.errors.timestamp: -1\n",
     "99999999999999999999",
     "\n",
     ":",
@@ -66,6 +68,7 @@ fn headers_of_dead_letters() {
             assert!(origin.offset >= 0 && origin.partition.partition >= 0);
             assert!(!origin.partition.topic.is_empty());
         }
+        assert!(letter.timestamp_ms.is_none_or(|ms| ms >= 0));
         let _ = DeadLetterFilter::default().wants(&letter);
         assert!(
             !letter.origin().is_empty() && !letter.key_text().is_empty()
