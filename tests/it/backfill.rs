@@ -233,6 +233,8 @@ fn a_day_of_apache_kafka_is_tagged_again() {
     let ground = Ground::new(1);
     let topic = apache_kafka::unique("news");
     kafka.create_topic(&topic, 3, &[]);
+    let dead_letters = format!("{topic}-dead");
+    kafka.create_topic(&dead_letters, 1, &[]);
     let day: jiff::Timestamp = "2026-11-01T00:00:00Z".parse().unwrap();
     let hour_ms = 3_600_000;
     // An hour apart, from a day before to a day after.
@@ -249,7 +251,8 @@ fn a_day_of_apache_kafka_is_tagged_again() {
         let mut command = ground.command(&[&["backfill", "--json"], arguments].concat());
         command
             .env("TCBERT__KAFKA__BROKERS", kafka.bootstrap_servers())
-            .env("TCBERT__KAFKA__TOPIC", &topic);
+            .env("TCBERT__KAFKA__TOPIC", &topic)
+            .env("TCBERT__KAFKA__DEAD_LETTER_TOPIC", &dead_letters);
         report(&processes::run(&mut command))
     };
     let night = run(&["--from", "2026-11-01", "--to", "2026-11-02T00:00:00Z"]);
