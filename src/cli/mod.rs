@@ -3,7 +3,6 @@
 //! Results go to standard output, logs and progress to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
-mod anew;
 mod backfill;
 mod bench;
 mod dead_letters;
@@ -13,6 +12,7 @@ mod evaluate;
 mod failure;
 mod migrate;
 mod output;
+mod recreated_topic;
 mod run;
 mod search;
 mod tag;

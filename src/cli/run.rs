@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::anew::refuse_offsets_that_began_anew;
 use super::failure::Failure;
+use super::recreated_topic::count_stored_beyond;
 use crate::assemble;
 use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending, Wiring};
@@ -63,10 +63,9 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
     };
     let source = tokio::select! {
-        connected = connect(settings) => connected?,
+        connected = connect(settings, &store) => connected?,
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
     };
-    refuse_offsets_that_began_anew(&settings.kafka, &store).await?;
     tracing::info!(
         topic = settings.kafka.topic,
         group = settings.kafka.group_id,
@@ -126,9 +125,9 @@ pub(super) async fn open_dead_letters(settings: &Settings) -> Result<DeadLetterP
     Ok(dead_letters)
 }
 
-async fn connect(settings: &Settings) -> Result<Arc<KafkaSource>, Failure> {
-    let kafka = settings.kafka.clone();
-    let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
+async fn connect(settings: &Settings, store: &Arc<dyn Store>) -> Result<Arc<KafkaSource>, Failure> {
+    let (kafka, stored) = (settings.kafka.clone(), count_stored_beyond(store));
+    let source = tokio::task::spawn_blocking(move || KafkaSource::start_for_store(&kafka, stored))
         .await
         .map_err(Failure::failed)?
         .map_err(Failure::failed)?;

@@ -13,7 +13,6 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
 use super::client;
-use super::range;
 use super::rebalance::{GroupConsumer, Phase, Shared};
 use crate::source::{CommitOffset, SourceError};
 
@@ -170,8 +169,16 @@ fn commit(consumer: &GroupConsumer, offsets: &[CommitOffset]) -> KafkaResult<()>
         let at = Offset::Offset(offset.next_offset);
         let CommitOffset { partition, .. } = offset;
         list.add_partition_offset(&partition.topic, partition.partition, at)?;
-        if let Some(job) = &consumer.context().shared.job {
-            range::note(&list, job, partition);
+        let shared = &consumer.context().shared;
+        let log = shared.desk.lock().log_note(offset);
+        let metadata = match &shared.job {
+            Some(job) => job.metadata(partition, log).unwrap_or_default(),
+            None => log.to_metadata(),
+        };
+        if !metadata.is_empty()
+            && let Some(mut element) = list.find_partition(&partition.topic, partition.partition)
+        {
+            element.set_metadata(metadata);
         }
     }
     match consumer.commit(&list, ClientCommit::Sync) {

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::delivered::Delivered;
+use super::log_identity::{LogNote, RecordIdentity};
 use crate::document::{Generation, TopicPartition};
 use crate::source::{CommitOffset, SourceRecord};
 
@@ -21,8 +23,14 @@ pub(super) struct Held {
     pub(super) generation: Generation,
     /// Whether its revocation has begun: nothing of it is delivered any more.
     pub(super) leaving: bool,
-    /// The offset after the newest record taken under this assignment.
+    /// Whether its log is being compared with what was read before: paused, nothing is taken.
+    pub(super) checking: bool,
+    /// Whether it has begun under this assignment, so that a check is one of an offset reset.
+    begun: bool,
+    /// The offset after the newest record taken under this assignment, or where it began.
     pub(super) next: Option<i64>,
+    /// The records taken, as far as commits have to name them.
+    pub(super) delivered: Delivered,
     /// Where a bounded source stops: the offset after the last record wanted.
     pub(super) end: Option<i64>,
     /// Whether a bounded source has reached that end.
@@ -31,6 +39,33 @@ pub(super) struct Held {
     pub(super) rests: bool,
     /// Where a bounded source's group is.
     committed: Option<i64>,
+}
+
+/// A partition whose log is to be compared with what was read before.
+#[derive(Debug, Clone)]
+pub(super) struct ToCheck {
+    pub(super) partition: TopicPartition,
+    pub(super) generation: Generation,
+    /// Whether it is new under this assignment: the group's commits say where it begins.
+    pub(super) is_new: bool,
+    /// Where it goes on, as far as this assignment knows.
+    pub(super) next: Option<i64>,
+    /// What this process knows of the log.
+    pub(super) log: LogNote,
+}
+
+/// Where a partition begins or goes on, its log having been checked.
+#[derive(Debug, Clone)]
+pub(super) struct Begin {
+    pub(super) partition: TopicPartition,
+    pub(super) generation: Generation,
+    pub(super) at: i64,
+    /// The next record wanted; `at` may lie behind a gap.
+    pub(super) next: Option<i64>,
+    /// Where a bounded source stops.
+    pub(super) end: Option<i64>,
+    /// What the last commit says of the log.
+    pub(super) log: LogNote,
 }
 
 /// The desk itself.
@@ -45,6 +80,8 @@ pub(super) struct Desk {
     pub(super) paused: bool,
     /// What waits to be committed in the background.
     pending_commits: HashMap<TopicPartition, CommitOffset>,
+    /// A delivered record of each partition that this process has held before.
+    known: HashMap<TopicPartition, RecordIdentity>,
 }
 
 impl Desk {
@@ -57,15 +94,13 @@ impl Desk {
             bounds,
             paused: false,
             pending_commits: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
-    /// Takes partitions over under a new generation.
-    pub(super) fn assign(
-        &mut self,
-        partitions: &[TopicPartition],
-        ends: &HashMap<TopicPartition, i64>,
-    ) -> Generation {
+    /// Takes partitions over under a new generation. Nothing of them is taken before their logs
+    /// have been checked.
+    pub(super) fn assign(&mut self, partitions: &[TopicPartition]) -> Generation {
         self.generation += 1;
         let generation = Generation(self.generation);
         for partition in partitions {
@@ -73,8 +108,11 @@ impl Desk {
                 partition: partition.clone(),
                 generation,
                 leaving: false,
+                checking: true,
+                begun: false,
                 next: None,
-                end: ends.get(partition).copied(),
+                delivered: Delivered::default(),
+                end: None,
                 ended: false,
                 rests: false,
                 committed: None,
@@ -87,14 +125,63 @@ impl Desk {
         generation
     }
 
-    /// Notes where a bounded partition begins under this assignment, everything below being done.
-    pub(super) fn begin_at(&mut self, partition: &TopicPartition, next: i64) {
-        let Some(held) = self.get_mut(&partition.topic, partition.partition) else {
-            return;
+    /// Checks all partitions that are being read once more, since the client lost an offset.
+    pub(super) fn check_again(&mut self) -> Vec<(TopicPartition, Generation)> {
+        let held = self.topics.values_mut().flat_map(HashMap::values_mut);
+        held.filter(|held| !held.ended && !held.leaving && !held.checking)
+            .map(|held| {
+                held.checking = true;
+                (held.partition.clone(), held.generation)
+            })
+            .collect()
+    }
+
+    /// What is known of those of `partitions` whose check is still wanted.
+    pub(super) fn to_check(&self, partitions: &[(TopicPartition, Generation)]) -> Vec<ToCheck> {
+        let wanted = partitions.iter().filter_map(|(partition, generation)| {
+            self.held(partition)
+                .filter(|held| held.generation == *generation && held.checking && !held.leaving)
+        });
+        wanted
+            .map(|held| ToCheck {
+                partition: held.partition.clone(),
+                generation: held.generation,
+                is_new: !held.begun,
+                next: held.next,
+                log: if held.begun {
+                    held.delivered.newest()
+                } else {
+                    LogNote {
+                        last: self.known.get(&held.partition).copied(),
+                        verified: None,
+                    }
+                },
+            })
+            .collect()
+    }
+
+    /// Lets a partition begin or go on; false where its check is not wanted any more.
+    pub(super) fn begin(&mut self, begin: &Begin) -> bool {
+        let Begin { partition, .. } = begin;
+        let held = self.get_mut(&partition.topic, partition.partition);
+        let Some(held) = held
+            .filter(|held| held.generation == begin.generation && held.checking && !held.leaving)
+        else {
+            return false;
         };
-        held.next = Some(next);
+        held.checking = false;
+        if held.begun {
+            return true;
+        }
+        held.begun = true;
+        held.delivered = Delivered::resumed(begin.log);
+        held.next = begin.next;
+        held.end = begin.end;
+        let Some((next, end)) = begin.next.zip(begin.end) else {
+            return true;
+        };
         held.committed = Some(next);
-        held.ended = held.end.is_some_and(|end| next >= end);
+        held.ended = next >= end;
         if held.ended {
             // No record will lead to a commit here, and the others are to see that there is none.
             let offset = CommitOffset {
@@ -103,6 +190,39 @@ impl Desk {
                 generation: held.generation,
             };
             self.pending_commits.insert(partition.clone(), offset);
+        }
+        true
+    }
+
+    /// What a commit says of the log that it belongs to.
+    pub(super) fn log_note(&self, offset: &CommitOffset) -> LogNote {
+        let held = self.held(&offset.partition);
+        held.filter(|held| held.generation == offset.generation)
+            .map(|held| held.delivered.note(offset.next_offset))
+            .unwrap_or_default()
+    }
+
+    /// Partitions with committed records that were not read again yet.
+    pub(super) fn unverified(&self) -> Vec<(TopicPartition, Generation, LogNote)> {
+        self.all()
+            .filter(|held| !held.checking && !held.leaving)
+            .filter_map(|held| {
+                let log = held.delivered.unverified()?;
+                Some((held.partition.clone(), held.generation, log))
+            })
+            .collect()
+    }
+
+    /// Notes that a committed record was read again from the log.
+    pub(super) fn verify(
+        &mut self,
+        partition: &TopicPartition,
+        generation: Generation,
+        record: RecordIdentity,
+    ) {
+        let held = self.get_mut(&partition.topic, partition.partition);
+        if let Some(held) = held.filter(|held| held.generation == generation) {
+            held.delivered.verify(record);
         }
     }
 
@@ -143,6 +263,11 @@ impl Desk {
         }
     }
 
+    /// Whether a bounded partition has reached its end.
+    pub(super) fn has_ended(&self, partition: &TopicPartition) -> bool {
+        self.held(partition).is_some_and(|held| held.ended)
+    }
+
     /// Whether a revocation is under way.
     pub(super) fn is_leaving(&self) -> bool {
         self.all().any(|held| held.leaving)
@@ -178,8 +303,10 @@ impl Desk {
     /// Lets partitions go.
     pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
-            if let Some(held) = self.topics.get_mut(&partition.topic) {
-                held.remove(&partition.partition);
+            let held = self.topics.get_mut(&partition.topic);
+            let held = held.and_then(|held| held.remove(&partition.partition));
+            if let Some(record) = held.and_then(|held| held.delivered.newest().last) {
+                self.known.insert(partition.clone(), record);
             }
             self.pending_commits.remove(partition);
         }
@@ -257,10 +384,12 @@ impl Desk {
             }
             if let Some(held) = self.get_mut(&offset.partition.topic, offset.partition.partition)
                 && held.generation == offset.generation
-                && held.end.is_some()
             {
-                held.committed = held.committed.max(Some(offset.next_offset));
-                self.settle(&offset.partition);
+                held.delivered.committed(offset.next_offset);
+                if held.end.is_some() {
+                    held.committed = held.committed.max(Some(offset.next_offset));
+                    self.settle(&offset.partition);
+                }
             }
         }
     }
@@ -288,166 +417,4 @@ impl Desk {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::document::RecordPosition;
-
-    fn partition(number: i32) -> TopicPartition {
-        TopicPartition::new("news", number)
-    }
-
-    fn desk() -> Desk {
-        Desk::new(ChunkBounds {
-            records: 3,
-            bytes: 100,
-        })
-    }
-
-    fn record(number: i32, offset: i64, bytes: usize) -> SourceRecord {
-        SourceRecord {
-            position: RecordPosition {
-                partition: partition(number),
-                offset,
-            },
-            generation: Generation(1),
-            timestamp_ms: None,
-            key: None,
-            value: Some(vec![0; bytes]),
-            headers: Vec::new(),
-            fault: None,
-        }
-    }
-
-    fn offset(number: i32, next_offset: i64, generation: Generation) -> CommitOffset {
-        CommitOffset {
-            partition: partition(number),
-            next_offset,
-            generation,
-        }
-    }
-
-    #[test]
-    fn a_chunk_is_bounded_by_records_and_by_bytes() {
-        let mut desk = desk();
-        desk.push(record(0, 0, 99));
-        assert!(!desk.chunk_is_full());
-        desk.push(record(0, 1, 1));
-        assert!(desk.chunk_is_full());
-        assert_eq!(desk.take_chunk().len(), 2);
-        for at in 2..5 {
-            assert!(!desk.chunk_is_full());
-            desk.push(record(0, at, 0));
-        }
-        assert!(desk.chunk_is_full());
-    }
-
-    #[test]
-    fn records_of_a_leaving_partition_are_dropped() {
-        let mut desk = desk();
-        let generation = desk.assign(&[partition(0), partition(1)], &HashMap::new());
-        desk.push(record(0, 5, 1));
-        desk.push(record(1, 9, 1));
-        assert_eq!(
-            desk.begin_leaving(&[partition(0), partition(4)]),
-            [partition(0)]
-        );
-        assert!(!desk.delivers(&partition(0), generation));
-        assert!(desk.delivers(&partition(1), generation));
-        let left = desk.take_chunk();
-        assert_eq!(left.len(), 1);
-        assert_eq!(left[0].position.partition, partition(1));
-    }
-
-    #[test]
-    fn offsets_of_another_assignment_are_left_out() {
-        let mut desk = desk();
-        let first = desk.assign(&[partition(0), partition(1)], &HashMap::new());
-        desk.begin_leaving(&[partition(1)]);
-        let offered = [
-            offset(0, 5, first),
-            offset(1, 5, first),
-            offset(2, 5, first),
-        ];
-        assert_eq!(desk.still_held(&offered, false), offered[..1]);
-        assert_eq!(desk.still_held(&offered, true), offered[..2]);
-        desk.forget(&[partition(0)]);
-        desk.assign(&[partition(0)], &HashMap::new());
-        assert_eq!(desk.still_held(&offered, false), []);
-    }
-
-    #[test]
-    fn the_furthest_offset_waits_and_never_follows_a_later_one() {
-        let mut desk = desk();
-        let generation = desk.assign(&[partition(0)], &HashMap::new());
-        let at = |next| offset(0, next, generation);
-        desk.add_pending_commits(&[at(7), at(5), offset(3, 5, generation)]);
-        desk.commit_succeeded(&[at(6)]);
-        assert_eq!(desk.take_pending_commits(false), [at(7)]);
-        desk.add_pending_commits(&[at(7)]);
-        desk.commit_succeeded(&[at(8)]);
-        assert_eq!(desk.take_pending_commits(false), []);
-    }
-
-    #[test]
-    fn what_waits_of_a_leaving_partition_goes_with_its_last_commit() {
-        let mut desk = desk();
-        let generation = desk.assign(&[partition(0), partition(1)], &HashMap::new());
-        desk.begin_leaving(&[partition(1)]);
-        desk.add_pending_commits(&[offset(0, 5, generation), offset(1, 5, generation)]);
-        assert_eq!(desk.take_pending_commits(false), [offset(0, 5, generation)]);
-        assert_eq!(desk.take_pending_commits(true), [offset(1, 5, generation)]);
-        desk.add_pending_commits(&[offset(1, 5, generation)]);
-        desk.forget(&[partition(1)]);
-        assert_eq!(desk.take_pending_commits(true), []);
-    }
-
-    #[test]
-    fn a_gap_at_the_end_of_a_range_is_committed_once_everything_before_it_is() {
-        let ends = HashMap::from([(partition(0), 10), (partition(1), 10), (partition(2), 10)]);
-        let mut desk = desk();
-        let generation = desk.assign(&[partition(0), partition(1), partition(2)], &ends);
-        for (number, next) in [(0, 3), (1, 3), (2, 10)] {
-            desk.begin_at(&partition(number), next);
-        }
-        let at = |number, next| offset(number, next, generation);
-        // Partition 2 was done before: the others are to see that.
-        assert_eq!(desk.take_pending_commits(false), [at(2, 10)]);
-        assert_eq!(desk.take_newly_ended(), [partition(2)]);
-
-        // Nothing was delivered of partition 0: its end can be committed at once.
-        desk.reach_end(&partition(0), generation, 3);
-        assert_eq!(desk.take_pending_commits(false), [at(0, 10)]);
-        // Partition 1 has delivered up to 7 and committed up to 5.
-        desk.get_mut("news", 1).unwrap().next = Some(7);
-        desk.reach_end(&partition(1), generation, 6);
-        assert_eq!(
-            desk.take_newly_ended(),
-            [partition(0)],
-            "a record came in meanwhile"
-        );
-        desk.reach_end(&partition(1), generation, 7);
-        desk.commit_succeeded(&[at(1, 5)]);
-        assert_eq!(desk.take_pending_commits(false), []);
-        desk.commit_succeeded(&[at(1, 7)]);
-        assert_eq!(desk.take_pending_commits(false), [at(1, 10)]);
-        desk.commit_succeeded(&[at(1, 10)]);
-        assert_eq!(desk.take_pending_commits(false), []);
-    }
-
-    #[test]
-    fn the_end_of_another_assignment_or_of_a_leaving_partition_is_left_alone() {
-        let ends = HashMap::from([(partition(0), 10)]);
-        let mut desk = desk();
-        let first = desk.assign(&[partition(0)], &ends);
-        desk.begin_at(&partition(0), 3);
-        desk.forget(&[partition(0)]);
-        desk.assign(&[partition(0)], &ends);
-        desk.begin_at(&partition(0), 3);
-        desk.reach_end(&partition(0), first, 3);
-        assert_eq!(desk.take_pending_commits(false), []);
-        let second = desk.get_mut("news", 0).unwrap().generation;
-        desk.begin_leaving(&[partition(0)]);
-        desk.reach_end(&partition(0), second, 3);
-        assert_eq!(desk.take_pending_commits(false), []);
-    }
-}
+mod tests;

@@ -4,8 +4,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::{self, Reporting};
 use super::settings::KafkaSettings;
-use super::start::{self, LogRange};
-use crate::document::{RecordPosition, TopicPartition};
+use super::start;
+use crate::document::TopicPartition;
 use crate::source::SourceError;
 
 /// How far a group is in one partition.
@@ -101,28 +101,6 @@ pub fn describe_broker(settings: &KafkaSettings) -> Result<String, SourceError> 
         settings.brokers,
         findings.join(", ")
     ))
-}
-
-/// Where the configured topics end now, of the partitions in which the group has committed nothing.
-///
-/// # Errors
-/// When no broker answers within `kafka.connect_timeout_ms`.
-pub fn ends_of_new_partitions(
-    settings: &KafkaSettings,
-) -> Result<Vec<RecordPosition>, SourceError> {
-    let inspector = Inspector::new(settings)?;
-    let new: Vec<TopicPartition> = inspector
-        .positions()?
-        .into_iter()
-        .filter(|position| position.committed.is_none())
-        .map(|position| position.partition)
-        .collect();
-    let position = |(partition, log): (TopicPartition, LogRange)| RecordPosition {
-        partition,
-        offset: log.high,
-    };
-    let logs = start::all_ranges(&inspector.consumer, &new)?;
-    Ok(logs.into_iter().map(position).collect())
 }
 
 /// How far the configured group is in the configured topics.

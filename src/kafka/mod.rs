@@ -1,13 +1,17 @@
 //! Everything that speaks Kafka: the source, the dead letters and the embedded broker.
 //! The one place that names rdkafka; knows nothing of models, stores or the pipeline.
 
+mod check;
 mod client;
 mod committer;
+mod compare;
 mod counters;
 mod dead_letter;
+mod delivered;
 mod desk;
 mod embedded;
 mod inspect;
+mod log_identity;
 mod poll;
 mod properties;
 mod range;
@@ -16,6 +20,7 @@ mod settings;
 mod source;
 mod start;
 
+pub use check::CountStoredBeyond;
 pub use counters::SourceCounters;
 pub use dead_letter::{
     CutValue, DeadLetterFilter, DeadLetterFindings, DeadLetterProducer, DeadLetterSettings,
@@ -25,7 +30,7 @@ pub use dead_letter::{
 pub use embedded::{
     EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
 };
-pub use inspect::{GroupPosition, describe_broker, ends_of_new_partitions, group_positions};
+pub use inspect::{GroupPosition, describe_broker, group_positions};
 pub use properties::Properties;
 pub use range::{
     LagWatch, OffsetRange, RangeError, RangeJob, RangePosition, RangeProgress, RangeSpec, Span,

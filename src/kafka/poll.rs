@@ -1,19 +1,20 @@
 //! The poll thread: it alone polls the client, so membership never waits for the pipeline. Records
 //! become bounded chunks; a full channel pauses the partitions and polling goes on.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use super::client;
+use super::compare;
+use super::desk::Begin;
 use super::rebalance::{self, GroupConsumer, Phase, Shared};
-use super::start::{self, Start};
+use super::start;
 use crate::document::{RecordPosition, TopicPartition};
 use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
 
@@ -28,8 +29,8 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 const PAUSE_AFTER: Duration = Duration::from_millis(100);
 /// How often a chunk that finds no room looks again; the full queue before it lasts far longer.
 const ROOM_CHECK: Duration = Duration::from_millis(10);
-/// Pause before it is decided again from where partitions go on.
-const RECOVER_AFTER: Duration = Duration::from_secs(1);
+/// Pause before it is checked again from where partitions go on.
+const CHECK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
@@ -42,8 +43,10 @@ pub(super) struct PollThread {
     last_said: Vec<(RDKafkaErrorCode, Instant)>,
     quiet: bool,
     said_ended: bool,
-    /// When to decide again from where partitions go on: the client says only once that it gave up.
-    recover_at: Option<Instant>,
+    /// Partitions that may begin.
+    begins: Receiver<Begin>,
+    /// When to check again from where partitions go on: the client says only once that it gave up.
+    check_at: Option<Instant>,
 }
 
 impl PollThread {
@@ -51,6 +54,7 @@ impl PollThread {
         consumer: Arc<GroupConsumer>,
         shared: Arc<Shared>,
         events: Sender<SourceEvent>,
+        begins: Receiver<Begin>,
     ) -> Self {
         Self {
             consumer,
@@ -60,7 +64,8 @@ impl PollThread {
             last_said: Vec::new(),
             quiet: false,
             said_ended: false,
-            recover_at: None,
+            begins,
+            check_at: None,
         }
     }
 
@@ -94,8 +99,9 @@ impl PollThread {
                 None => true,
             };
             self.pass_on(idle);
-            if self.recover_at.is_some_and(|at| Instant::now() >= at) {
-                self.recover_offsets();
+            self.begin_checked();
+            if self.check_at.is_some_and(|at| Instant::now() >= at) {
+                self.check_again();
             }
             self.look_for_the_end();
         }
@@ -153,7 +159,7 @@ impl PollThread {
         let partitions: Vec<TopicPartition> = {
             let mut desk = self.shared.desk.lock();
             desk.paused = false;
-            let reading = desk.all().filter(|held| !held.ended);
+            let reading = desk.all().filter(|held| !held.ended && !held.checking);
             reading.map(|held| held.partition.clone()).collect()
         };
         tracing::debug!("the pipeline has caught up; fetching goes on");
@@ -165,9 +171,12 @@ impl PollThread {
     /// Puts a record into the chunk, if it is still ours.
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         let offset = message.offset();
+        let identity = compare::identity(message);
         let mut desk = self.shared.desk.lock();
         let held = desk.get_mut(message.topic(), message.partition());
-        let Some(held) = held.filter(|held| !held.leaving && !held.ended && !self.quiet) else {
+        let Some(held) =
+            held.filter(|held| !held.leaving && !held.checking && !held.ended && !self.quiet)
+        else {
             self.shared.counters.dropped.add(1);
             return;
         };
@@ -178,6 +187,7 @@ impl PollThread {
             return;
         }
         held.next = Some(offset + 1);
+        held.delivered.push(identity);
         held.ended = held.end.is_some_and(|end| offset + 1 >= end);
         let record = SourceRecord {
             position: RecordPosition {
@@ -231,7 +241,7 @@ impl PollThread {
         };
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset => {
-                self.recover_offsets();
+                self.check_again();
             }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 if self.says(code) {
@@ -274,67 +284,56 @@ impl PollThread {
         true
     }
 
-    /// The client found an offset that the topic does not have (or none committed): decides for
-    /// every partition anew, from how far it has come.
-    fn recover_offsets(&mut self) {
-        self.recover_at = None;
-        let (partitions, wanted) = {
-            let desk = self.shared.desk.lock();
-            let next = |held: &super::desk::Held| Some((held.partition.clone(), held.next?));
-            let reading: Vec<_> = desk.all().filter(|held| !held.ended).collect();
-            let wanted: HashMap<_, _> = reading.iter().copied().filter_map(next).collect();
-            let partitions: Vec<_> = reading.iter().map(|held| held.partition.clone()).collect();
-            (partitions, wanted)
-        };
-        if partitions.is_empty() {
+    /// The client found an offset that the topic does not have, and does not say of which partition:
+    /// all that are being read are paused, and the check thread decides where they go on.
+    fn check_again(&mut self) {
+        self.check_at = None;
+        let request = self.shared.desk.lock().check_again();
+        if request.is_empty() {
             return;
         }
-        let starts = match start::plan(&self.consumer, &partitions, &wanted, self.shared.policy) {
-            Ok(starts) => starts,
-            Err(error @ SourceError::Fatal(_)) => {
-                self.consumer.context().fail(error);
-                return;
-            }
-            Err(SourceError::Transient(reason)) => {
-                tracing::warn!(reason, "where to go on is not known yet");
-                self.recover_at = Some(Instant::now() + RECOVER_AFTER);
-                return;
-            }
-        };
-        self.renew(&starts);
-        // Where the client stands already it has given up as well, and only beginning anew helps.
-        if let Err(error) = rebalance::begin_anew(&self.consumer, &starts) {
-            tracing::warn!(%error, "partitions could not be read from where they should be");
-            self.recover_at = Some(Instant::now() + RECOVER_AFTER);
-        }
-        if self.shared.desk.lock().paused {
-            self.pause_all();
-        }
-    }
-
-    /// Partitions that go back to their oldest record (an accepted gap) get a new generation: their
-    /// offsets would otherwise count as delivered before, and be committed past.
-    fn renew(&self, starts: &[(TopicPartition, Start)]) {
-        let back: Vec<TopicPartition> = starts
+        let partitions: Vec<TopicPartition> = request
             .iter()
-            .filter(|(_, start)| matches!(start, Start::Beginning))
             .map(|(partition, _)| partition.clone())
             .collect();
-        if back.is_empty() {
+        if let Err(error) = self.consumer.pause(&start::list(&partitions)) {
+            tracing::warn!(%error, "partitions could not be paused");
+        }
+        self.consumer.context().check(request);
+    }
+
+    /// Reads on in partitions whose logs were checked.
+    fn begin_checked(&mut self) {
+        let begins: Vec<Begin> = self.begins.try_iter().collect();
+        if begins.is_empty() {
             return;
         }
-        let generation = {
+        let (starts, paused) = {
             let mut desk = self.shared.desk.lock();
-            let ends = desk
-                .all()
-                .filter_map(|held| Some((held.partition.clone(), held.end?)))
-                .collect();
-            desk.assign(&back, &ends)
+            let mut starts = Vec::with_capacity(begins.len());
+            for begin in begins {
+                if desk.begin(&begin) && !desk.has_ended(&begin.partition) {
+                    starts.push((begin.partition, begin.at));
+                }
+            }
+            (starts, desk.paused)
         };
-        self.consumer.context().announce(SourceEvent::Assigned {
-            partitions: back,
-            generation,
+        if starts.is_empty() {
+            return;
+        }
+        let list = start::list(&start::partitions_in(&starts));
+        let moved = rebalance::move_to(&self.consumer, &starts).and_then(|()| {
+            // A pause outlives neither side's memory of it: say it either way.
+            if paused || self.quiet {
+                self.consumer.pause(&list)
+            } else {
+                self.consumer.resume(&list)
+            }
         });
+        if let Err(error) = moved {
+            tracing::warn!(%error, "partitions could not be read from where they should be");
+            self.check_at = Some(Instant::now() + CHECK_AGAIN_AFTER);
+        }
     }
 
     /// A bounded source stops to fetch what has reached its end, and has ended once everything of

@@ -12,24 +12,24 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
-use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, TopicPartitionList};
 
+use super::check;
 use super::client::{self, Faults};
 use super::committer::Committer;
 use super::counters::Counters;
 use super::desk::Desk;
-use super::range::{self, Agreed, JobPlan};
-use super::start::{self, Start, StartPolicy};
+use super::range::JobPlan;
+use super::start::{self, StartPolicy};
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, SourceError, SourceEvent};
 
 /// How long an event that must get through waits for a pipeline that reads nothing.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(60);
-/// How often the start offsets are asked for before the client is left to find them itself.
-const PLAN_ATTEMPTS: u32 = 5;
-const PLAN_PAUSE: Duration = Duration::from_millis(300);
+/// How long the client may take to move to other offsets.
+const SEEK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where the source is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +102,8 @@ pub(super) struct Callbacks {
     /// The other end of the channel, to take back what waits in it.
     pub(super) waiting: Receiver<SourceEvent>,
     pub(super) committer: Committer,
+    /// Partitions for the check thread.
+    pub(super) checks: Sender<check::Request>,
 }
 
 pub(super) type GroupConsumer = BaseConsumer<Callbacks>;
@@ -141,43 +143,22 @@ impl ConsumerContext for Callbacks {
 }
 
 impl Callbacks {
-    /// Tells the pipeline of partitions that are ours, then lets the client fetch them.
+    /// Tells the pipeline of partitions that are ours, and has their logs checked.
     fn take_over(
         &self,
         consumer: &GroupConsumer,
         partitions: &[TopicPartition],
     ) -> KafkaResult<()> {
         self.shared.counters.rebalances.add(1);
-        let agreed = match self.agree(consumer, partitions) {
-            Ok(agreed) => agreed,
-            Err(error) => {
-                self.fail(error);
-                return assign(consumer, partitions, |_| Offset::Stored);
-            }
-        };
-        let starts = match self.plan(consumer, partitions, &agreed) {
-            Ok(starts) => starts,
-            Err(error) => {
-                self.fail(error);
-                // Assigned but not held: nothing of these partitions is delivered.
-                return assign(consumer, partitions, |_| Offset::Stored);
-            }
-        };
+        // Where to begin is decided on the check thread. Until then they are paused at an offset
+        // that means nothing; what is delivered from there all the same is dropped. It must not be
+        // a logical one: the client would ask for it once more where its answer comes after the
+        // move to the real one, and read on from there.
+        let parked = |_: &TopicPartition| Offset::Offset(0);
         if partitions.is_empty() || self.shared.phase() == Phase::Closing {
-            return assign(consumer, partitions, |_| Offset::Stored);
+            return assign(consumer, partitions, parked);
         }
-        let (generation, paused) = {
-            let mut desk = self.shared.desk.lock();
-            let end = |agreed: &Agreed| (agreed.partition.clone(), agreed.end);
-            let generation = desk.assign(partitions, &agreed.iter().map(end).collect());
-            for Agreed {
-                partition, next, ..
-            } in &agreed
-            {
-                desk.begin_at(partition, *next);
-            }
-            (generation, desk.paused)
-        };
+        let generation = self.shared.desk.lock().assign(partitions);
         tracing::info!(
             partitions = %named(partitions),
             generation = generation.0,
@@ -187,92 +168,21 @@ impl Callbacks {
             partitions: partitions.to_vec(),
             generation,
         });
-        assign(consumer, partitions, |partition| {
-            starts.get(partition).copied().unwrap_or(Offset::Stored)
-        })?;
-        // A pause outlives neither side's memory of it: say it either way.
-        if paused || !self.shared.delivers() {
-            return consumer.pause(&start::list(partitions));
-        }
-        let ended = self.shared.desk.lock().take_newly_ended();
-        let reading = partitions
-            .iter()
-            .filter(|partition| !ended.contains(partition));
-        let reading: Vec<TopicPartition> = reading.cloned().collect();
-        consumer.pause(&start::list(&ended))?;
-        consumer.resume(&start::list(&reading))
+        let held = assign(consumer, partitions, parked)
+            .and_then(|()| consumer.pause(&start::list(partitions)));
+        // Also where that failed: beginning assigns once more what the client does not hold.
+        let checked = |partition: &TopicPartition| (partition.clone(), generation);
+        self.check(partitions.iter().map(checked).collect());
+        held
     }
 
-    /// Where to begin. Where the brokers do not answer in time the client is left to ask for the
-    /// committed offsets itself, and what it cannot settle comes back as an error of the fetch.
-    fn plan(
-        &self,
-        consumer: &GroupConsumer,
-        partitions: &[TopicPartition],
-        agreed: &[Agreed],
-    ) -> Result<HashMap<TopicPartition, Offset>, SourceError> {
-        let is_done = |agreed: &&Agreed| agreed.next >= agreed.end;
-        // What is read to its end already is fetched at the end of the log until it is paused.
-        let ended = agreed.iter().filter(is_done);
-        let ended: HashMap<_, _> = ended
-            .map(|agreed| (agreed.partition.clone(), Offset::End))
-            .collect();
-        let wanted: HashMap<_, _> = agreed
-            .iter()
-            .filter(|agreed| !is_done(agreed))
-            .map(|agreed| (agreed.partition.clone(), agreed.next))
-            .collect();
-        let reading = partitions
-            .iter()
-            .filter(|partition| !ended.contains_key(*partition));
-        let partitions: Vec<TopicPartition> = reading.cloned().collect();
-        if partitions.is_empty() {
-            return Ok(ended);
+    /// Asks the check thread about partitions.
+    pub(super) fn check(&self, request: check::Request) {
+        if self.checks.send(request).is_err() {
+            self.fail(SourceError::Fatal(
+                "the thread that checks logs has ended; this is a defect of the worker".to_owned(),
+            ));
         }
-        for _ in 0..PLAN_ATTEMPTS {
-            match start::plan(consumer, &partitions, &wanted, self.shared.policy) {
-                Ok(starts) => {
-                    let offset = |(partition, start): (TopicPartition, Start)| {
-                        let offset = match start {
-                            Start::At(offset) => Offset::Offset(offset),
-                            Start::Beginning => Offset::Beginning,
-                        };
-                        (partition, offset)
-                    };
-                    return Ok(starts.into_iter().map(offset).chain(ended).collect());
-                }
-                Err(error @ SourceError::Fatal(_)) => return Err(error),
-                Err(SourceError::Transient(reason)) => {
-                    tracing::warn!(reason, "the start offsets are not known yet");
-                    std::thread::sleep(PLAN_PAUSE);
-                }
-            }
-        }
-        Ok(wanted
-            .into_iter()
-            .map(|(partition, next)| (partition, Offset::Offset(next)))
-            .chain(ended)
-            .collect())
-    }
-
-    /// What the workers of a bounded job agree upon for `partitions`; empty for a source without end.
-    fn agree(
-        &self,
-        consumer: &GroupConsumer,
-        partitions: &[TopicPartition],
-    ) -> Result<Vec<Agreed>, SourceError> {
-        let Some(job) = self.shared.job.as_ref().filter(|_| !partitions.is_empty()) else {
-            return Ok(Vec::new());
-        };
-        let mut outcome = range::agree(consumer, job, partitions);
-        for _ in 1..PLAN_ATTEMPTS {
-            if !matches!(outcome, Err(SourceError::Transient(_))) {
-                break;
-            }
-            std::thread::sleep(PLAN_PAUSE);
-            outcome = range::agree(consumer, job, partitions);
-        }
-        outcome
     }
 
     /// Lets the pipeline drain partitions that leave, and commits what it hands over.
@@ -388,28 +298,51 @@ impl Callbacks {
 /// Time beyond the drain's bound in which the pipeline's answer may arrive.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
-/// Lets the client begin anew in partitions that it has given up on: it does not seek in those.
-pub(super) fn begin_anew(
+/// Lets the client read on from these offsets. Where it has given up on a partition it does not
+/// seek, and only assigning it again helps.
+pub(super) fn move_to(
     consumer: &GroupConsumer,
-    starts: &[(TopicPartition, Start)],
+    starts: &[(TopicPartition, i64)],
 ) -> KafkaResult<()> {
-    let partitions: Vec<TopicPartition> = starts.iter().map(|(p, _)| p.clone()).collect();
-    if partitions.is_empty() {
+    if starts.is_empty() {
         return Ok(());
     }
-    let starts: HashMap<_, _> = starts.iter().cloned().collect();
-    let cooperative = matches!(
+    let offsets: HashMap<_, _> = starts
+        .iter()
+        .map(|(partition, start)| (partition.clone(), Offset::Offset(*start)))
+        .collect();
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (partition, offset) in &offsets {
+        list.add_partition_offset(&partition.topic, partition.partition, *offset)?;
+    }
+    let mut unmoved: Vec<TopicPartition> = match consumer.seek_partitions(list, SEEK_WITHIN) {
+        Ok(moved) => {
+            let failed = |element: &&TopicPartitionListElem<'_>| element.error().is_err();
+            let elements = moved.elements();
+            let failed = elements.iter().filter(failed);
+            failed
+                .map(|element| TopicPartition::new(element.topic(), element.partition()))
+                .collect()
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the client does not seek");
+            start::partitions_in(starts)
+        }
+    };
+    if unmoved.is_empty() {
+        return Ok(());
+    }
+    if matches!(
         consumer.rebalance_protocol(),
         RebalanceProtocol::Cooperative
-    );
-    if cooperative {
-        consumer.incremental_unassign(&start::list(&partitions))?;
+    ) {
+        consumer.incremental_unassign(&start::list(&unmoved))?;
+    } else {
+        // An assignment replaces the one before.
+        unmoved = start::partitions_in(starts);
     }
-    assign(consumer, &partitions, |partition| {
-        match starts.get(partition) {
-            Some(Start::At(offset)) => Offset::Offset(*offset),
-            Some(Start::Beginning) | None => Offset::Beginning,
-        }
+    assign(consumer, &unmoved, |partition| {
+        offsets.get(partition).copied().unwrap_or(Offset::Offset(0))
     })
 }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
 
+use super::check::{CheckThread, CountStoredBeyond};
 use super::client;
 use super::committer::{self, Committer};
 use super::counters::SourceCounters;
@@ -32,6 +33,22 @@ const WATCH_TICK: Duration = Duration::from_millis(10);
 /// How long leaving the group may take before the thread is left behind.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
+/// What the check thread asks beside the group's member.
+struct Beside {
+    /// Settings of the live group.
+    live: KafkaSettings,
+    stored: Option<CountStoredBeyond>,
+}
+
+impl Beside {
+    fn of(live: &KafkaSettings, stored: Option<CountStoredBeyond>) -> Self {
+        Self {
+            live: live.clone(),
+            stored,
+        }
+    }
+}
+
 /// A member of a consumer group.
 pub struct KafkaSource {
     shared: Arc<Shared>,
@@ -51,7 +68,19 @@ impl KafkaSource {
     /// # Errors
     /// Fatal where no broker answers in time or a setting or credential is refused.
     pub fn start(settings: &KafkaSettings) -> Result<Self, SourceError> {
-        Self::start_with(settings, None)
+        Self::start_with(settings, None, Beside::of(settings, None))
+    }
+
+    /// As [`KafkaSource::start`], for documents that go to a store: partitions of which the group
+    /// has committed nothing begin only where `stored` counts nothing from beyond their ends.
+    ///
+    /// # Errors
+    /// As [`KafkaSource::start`].
+    pub fn start_for_store(
+        settings: &KafkaSettings,
+        stored: CountStoredBeyond,
+    ) -> Result<Self, SourceError> {
+        Self::start_with(settings, None, Beside::of(settings, Some(stored)))
     }
 
     /// Starts a worker of a bounded job in a group of its own: the group of `settings` is left
@@ -63,14 +92,16 @@ impl KafkaSource {
     pub fn start_range(
         settings: &KafkaSettings,
         job: &RangeJob,
+        stored: Option<CountStoredBeyond>,
     ) -> Result<Option<Self>, SourceError> {
+        let beside = Beside::of(settings, stored);
         let settings = job.settings(settings);
         let watch = Watch::open(&settings, job)?;
         let plan = watch.plan();
         if job.once && plan.was_finished() {
             return Ok(None);
         }
-        let source = Self::start_with(&settings, Some(plan))?;
+        let source = Self::start_with(&settings, Some(plan), beside)?;
         let watching = watch
             .spawn(Arc::clone(&source.shared))
             .map_err(|error| SourceError::Fatal(format!("a thread cannot be started: {error}")))?;
@@ -86,6 +117,7 @@ impl KafkaSource {
     fn start_with(
         settings: &KafkaSettings,
         job: Option<Arc<JobPlan>>,
+        beside: Beside,
     ) -> Result<Self, SourceError> {
         let policy = StartPolicy {
             on_missing: settings.on_missing_offset,
@@ -100,11 +132,14 @@ impl KafkaSource {
         let shared = Arc::new(Shared::new(policy, drain, desk, job));
         let (sender, events) = bounded(QUEUE_CHUNKS + CONTROL_PLACES);
         let (committer, commits) = committer::channel();
+        let (checks, requests) = unbounded();
+        let (begins, checked) = unbounded();
         let callbacks = Callbacks {
             shared: Arc::clone(&shared),
             events: sender.clone(),
             waiting: events.clone(),
             committer: committer.clone(),
+            checks,
         };
         let mut config = settings.consumer_config()?;
         if settings.properties.get("statistics.interval.ms").is_none() {
@@ -127,7 +162,16 @@ impl KafkaSource {
             settings.commit_interval(),
         )
         .map_err(no_thread)?;
-        let poll = PollThread::new(consumer, Arc::clone(&shared), sender);
+        let check = CheckThread {
+            settings: beside.live,
+            shared: Arc::clone(&shared),
+            consumer: Arc::downgrade(&consumer),
+            requests,
+            begins,
+            count_stored_beyond: beside.stored,
+        };
+        check.spawn().map_err(no_thread)?;
+        let poll = PollThread::new(consumer, Arc::clone(&shared), sender, checked);
         let (alive, ended) = bounded(1);
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())

@@ -1,8 +1,8 @@
-//! Where to begin in a partition: the committed offset against what the topic still has.
-//! The decision is pure; asking the brokers for the facts is in one function below it.
+//! Where to begin in a partition: the committed offset against what the topic still has, and
+//! whether that is still the log that was read. The decision is pure; the questions to the brokers
+//! stand below it.
 
 use std::collections::HashMap;
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
@@ -10,16 +10,15 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::Offset;
 
+use super::log_identity::LogNote;
 use super::settings::OnMissingOffset;
 use crate::document::TopicPartition;
 use crate::source::SourceError;
 
-/// How long one question to the brokers may take while partitions are being assigned.
+/// How long one question to the brokers may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a committed offset beyond the end is looked at again: a new leader may still be
-/// catching up.
-const END_RECHECKS: u32 = 5;
-const END_RECHECK_PAUSE: Duration = Duration::from_secs(1);
+/// How long the question for one partition alone may take, where that for all was not answered.
+const SINGLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Partitions that a message names before it says how many more there are.
 const NAMED_PARTITIONS: usize = 8;
 
@@ -39,13 +38,15 @@ pub(super) struct LogRange {
     pub(super) high: i64,
 }
 
-/// Where to begin.
+/// What comparing a record that was delivered with the one that stands at its offset now says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
-    /// At this offset.
-    At(i64),
-    /// At the oldest record, wherever that is.
-    Beginning,
+pub(super) enum Compared {
+    /// It is the log that was read.
+    Same,
+    /// Another record stands at this offset.
+    Another(i64),
+    /// The offset is gone (retention, compaction), or no record is known: nothing is proved.
+    Unknown,
 }
 
 /// Records that are gone before they could be read.
@@ -92,27 +93,45 @@ impl Gap {
 pub(super) enum Refusal {
     Missing(TopicPartition),
     Gap(Gap),
+    /// Another record stands at this offset than the one that was delivered from there.
+    Replaced(TopicPartition, i64),
+    /// Of topics of which nothing is committed, so many documents are stored from beyond the end.
+    Recreated(String, u64),
 }
 
-/// Decides where to begin. `log` is `None` where the brokers could not say: then the committed
-/// offset is taken as it is, and the fetch will tell.
+impl Refusal {
+    /// Whether the offsets that were read are those of another log.
+    fn describe_other_log(&self) -> Option<String> {
+        match self {
+            Self::Gap(gap) => gap.is_reset().then(|| gap.describe()),
+            Self::Replaced(partition, offset) => Some(format!(
+                "offset {offset} of {partition} holds another record than the one that was read \
+                 there: the topic was recreated, or its log was truncated and written anew"
+            )),
+            Self::Missing(_) | Self::Recreated(..) => None,
+        }
+    }
+}
+
+/// Decides where to begin. An accepted gap leads forward to the oldest record, never back.
 pub(super) fn decide(
     partition: &TopicPartition,
-    committed: Option<i64>,
-    log: Option<LogRange>,
+    next: Option<i64>,
+    log: LogRange,
+    compared: Compared,
     policy: StartPolicy,
-) -> Result<(Start, Option<Gap>), Refusal> {
-    let Some(wanted) = committed else {
+) -> Result<(i64, Option<Gap>), Refusal> {
+    if let Compared::Another(offset) = compared {
+        return Err(Refusal::Replaced(partition.clone(), offset));
+    }
+    let Some(wanted) = next else {
         return match policy.on_missing {
-            OnMissingOffset::Earliest => Ok((Start::Beginning, None)),
+            OnMissingOffset::Earliest => Ok((log.low, None)),
             OnMissingOffset::Error => Err(Refusal::Missing(partition.clone())),
         };
     };
-    let Some(log) = log else {
-        return Ok((Start::At(wanted), None));
-    };
     if (log.low..=log.high).contains(&wanted) {
-        return Ok((Start::At(wanted), None));
+        return Ok((wanted, None));
     }
     let gap = Gap {
         partition: partition.clone(),
@@ -122,7 +141,7 @@ pub(super) fn decide(
     // Within a partition the offset says what is newer. Offsets that begin anew would let what is stored
     // win over what comes, in silence: nobody can accept that.
     if policy.accept_gap && !gap.is_reset() {
-        Ok((Start::Beginning, Some(gap)))
+        Ok((log.low, Some(gap)))
     } else {
         Err(Refusal::Gap(gap))
     }
@@ -130,23 +149,25 @@ pub(super) fn decide(
 
 /// All refusals as one message that says what to do.
 pub(super) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
-    let gaps = |reset: bool| -> Vec<String> {
-        refusals
-            .iter()
-            .filter_map(|refusal| match refusal {
-                Refusal::Gap(gap) if gap.is_reset() == reset => Some(gap.describe()),
-                Refusal::Gap(_) | Refusal::Missing(_) => None,
-            })
-            .collect()
-    };
-    let (expired, reset) = (gaps(false), gaps(true));
-    let missing: Vec<String> = refusals
+    let mut expired = Vec::new();
+    let mut missing = Vec::new();
+    let mut recreated = Vec::new();
+    let reset: Vec<String> = refusals
         .iter()
-        .filter_map(|refusal| match refusal {
-            Refusal::Missing(partition) => Some(partition.to_string()),
-            Refusal::Gap(_) => None,
-        })
+        .filter_map(Refusal::describe_other_log)
         .collect();
+    for refusal in refusals {
+        match refusal {
+            Refusal::Gap(gap) if !gap.is_reset() => expired.push(gap.describe()),
+            Refusal::Missing(partition) => missing.push(partition.to_string()),
+            Refusal::Recreated(topics, documents) => {
+                recreated.push(format!(
+                    "{documents} documents from beyond the end of {topics}"
+                ));
+            }
+            Refusal::Gap(_) | Refusal::Replaced(..) => {}
+        }
+    }
     let mut sentences = Vec::new();
     if !expired.is_empty() {
         let command = if policy.bounded {
@@ -165,6 +186,14 @@ pub(super) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
              what comes now, which --accept-gap does not change: name a new store.collection (or delete the old \
              one) and a new kafka.group_id, and the whole topic is read",
             shorten(&reset, "; ")
+        ));
+    }
+    if !recreated.is_empty() {
+        sentences.push(format!(
+            "the store holds {}: the topic was deleted and created again, its offsets begin anew, \
+             and what is stored would count as newer than what comes; name a new store.collection, \
+             or delete the old one",
+            shorten(&recreated, ", ")
         ));
     }
     if !missing.is_empty() {
@@ -190,89 +219,34 @@ fn shorten(items: &[String], separator: &str) -> String {
     }
 }
 
-/// Decides where to begin in each of `partitions`. `wanted` holds what is known better than by
-/// asking for committed offsets: how far this very assignment has come.
-///
-/// # Errors
-/// Fatal with every refusal in one message; transient where the brokers do not answer.
-pub(super) fn plan<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    partitions: &[TopicPartition],
-    wanted: &HashMap<TopicPartition, i64>,
-    policy: StartPolicy,
-) -> Result<Vec<(TopicPartition, Start)>, SourceError> {
-    let mut next = committed(consumer, partitions).map_err(|error| {
-        super::client::source_error("the group's committed offsets cannot be read", &error)
-    })?;
-    next.extend(
-        wanted
-            .iter()
-            .map(|(partition, at)| (partition.clone(), *at)),
-    );
-    let logs = settled_ranges(consumer, partitions, &next);
-
-    let mut starts = Vec::with_capacity(partitions.len());
-    let mut refusals = Vec::new();
-    for partition in partitions {
-        let wanted = next.get(partition).copied();
-        match decide(partition, wanted, logs.get(partition).copied(), policy) {
-            Ok((start, gap)) => {
-                if let Some(gap) = gap {
-                    tracing::warn!(
-                        partition = %gap.partition,
-                        wanted = gap.wanted,
-                        begins = gap.log.low,
-                        ends = gap.log.high,
-                        "records are gone and the gap is accepted; going on at the oldest record"
-                    );
-                }
-                starts.push((partition.clone(), start));
-            }
-            Err(refusal) => refusals.push(refusal),
-        }
-    }
-    if refusals.is_empty() {
-        Ok(starts)
-    } else {
-        Err(refuse(&refusals, policy))
-    }
-}
-
 /// What the group has committed, where it has.
 pub(super) fn committed<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     partitions: &[TopicPartition],
 ) -> KafkaResult<HashMap<TopicPartition, i64>> {
-    let answer = consumer.committed_offsets(list(partitions), QUESTION_TIMEOUT)?;
+    let commits = commits(consumer, partitions)?;
+    let offset = |(partition, (offset, _))| (partition, offset);
+    Ok(commits.into_iter().map(offset).collect())
+}
+
+/// What the group has committed, where it has, and what its commits say of the log.
+pub(super) fn commits<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[TopicPartition],
+) -> KafkaResult<HashMap<TopicPartition, (i64, LogNote)>> {
     let mut offsets = HashMap::new();
+    if partitions.is_empty() {
+        return Ok(offsets);
+    }
+    let answer = consumer.committed_offsets(list(partitions), QUESTION_TIMEOUT)?;
     for element in answer.elements() {
         element.error()?;
         if let Offset::Offset(offset) = element.offset() {
             let partition = TopicPartition::new(element.topic(), element.partition());
-            offsets.insert(partition, offset);
+            offsets.insert(partition, (offset, LogNote::parse(element.metadata())));
         }
     }
     Ok(offsets)
-}
-
-/// The ranges, asked again for a while where a committed offset lies beyond an end.
-fn settled_ranges<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    partitions: &[TopicPartition],
-    next: &HashMap<TopicPartition, i64>,
-) -> HashMap<TopicPartition, LogRange> {
-    let mut ranges = ranges(consumer, partitions);
-    for _ in 0..END_RECHECKS {
-        let beyond = |(partition, log): (&TopicPartition, &LogRange)| {
-            next.get(partition).is_some_and(|next| *next > log.high)
-        };
-        if !ranges.iter().any(beyond) {
-            break;
-        }
-        thread::sleep(END_RECHECK_PAUSE);
-        ranges = self::ranges(consumer, partitions);
-    }
-    ranges
 }
 
 /// What the partitions have. Those whose leader does not answer are left out.
@@ -280,19 +254,35 @@ pub(super) fn ranges<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     partitions: &[TopicPartition],
 ) -> HashMap<TopicPartition, LogRange> {
-    let ask = |offset: Offset| -> HashMap<TopicPartition, i64> {
-        ask_offsets(consumer, partitions, offset).unwrap_or_else(|error| {
+    match ranges_within(consumer, partitions, QUESTION_TIMEOUT) {
+        Ok(ranges) => ranges,
+        // One partition without a leader must not hold up the others.
+        Err(error) if partitions.len() > 1 => {
+            tracing::debug!(%error, "the offsets of all partitions are not known; asking for each");
+            let single = |partition| {
+                ranges_within(consumer, std::slice::from_ref(partition), SINGLE_TIMEOUT)
+            };
+            partitions.iter().flat_map(single).flatten().collect()
+        }
+        Err(error) => {
             tracing::warn!(%error, "the offsets that the topic has cannot be asked for");
             HashMap::new()
-        })
+        }
+    }
+}
+
+fn ranges_within<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[TopicPartition],
+    timeout: Duration,
+) -> KafkaResult<HashMap<TopicPartition, LogRange>> {
+    let lows = ask_offsets(consumer, partitions, Offset::Beginning, timeout)?;
+    let highs = ask_offsets(consumer, partitions, Offset::End, timeout)?;
+    let range = |(partition, low): (TopicPartition, i64)| {
+        let high = *highs.get(&partition)?;
+        Some((partition, LogRange { low, high }))
     };
-    let (lows, highs) = (ask(Offset::Beginning), ask(Offset::End));
-    lows.into_iter()
-        .filter_map(|(partition, low)| {
-            let high = *highs.get(&partition)?;
-            Some((partition, LogRange { low, high }))
-        })
-        .collect()
+    Ok(lows.into_iter().filter_map(range).collect())
 }
 
 /// What each of the partitions has.
@@ -321,13 +311,14 @@ fn ask_offsets<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     partitions: &[TopicPartition],
     which: Offset,
+    timeout: Duration,
 ) -> Result<HashMap<TopicPartition, i64>, KafkaError> {
     if partitions.is_empty() {
         return Ok(HashMap::new());
     }
     let mut question = list(partitions);
     question.set_all_offsets(which)?;
-    let answer = consumer.offsets_for_times(question, QUESTION_TIMEOUT)?;
+    let answer = consumer.offsets_for_times(question, timeout)?;
     Ok(answer
         .elements()
         .iter()
@@ -351,6 +342,14 @@ pub(super) fn list(partitions: &[TopicPartition]) -> TopicPartitionList {
     list
 }
 
+/// The partitions that begin somewhere.
+pub(super) fn partitions_in(starts: &[(TopicPartition, i64)]) -> Vec<TopicPartition> {
+    starts
+        .iter()
+        .map(|(partition, _)| partition.clone())
+        .collect()
+}
+
 /// The partitions of librdkafka's list.
 pub(super) fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements()
@@ -368,31 +367,29 @@ mod tests {
         accept_gap: false,
         bounded: false,
     };
-    const LOG: Option<LogRange> = Some(LogRange {
+    const LOG: LogRange = LogRange {
         low: 100,
         high: 200,
-    });
+    };
 
     fn partition() -> TopicPartition {
         TopicPartition::new("news", 3)
     }
 
-    fn decided(committed: Option<i64>, policy: StartPolicy) -> Result<Start, Refusal> {
-        decide(&partition(), committed, LOG, policy).map(|(start, _)| start)
+    fn decided(committed: Option<i64>, policy: StartPolicy) -> Result<i64, Refusal> {
+        decide(&partition(), committed, LOG, Compared::Unknown, policy).map(|(start, _)| start)
     }
 
     #[test]
     fn goes_on_where_the_group_stopped() {
         for offset in [100, 150, 200] {
-            assert_eq!(decided(Some(offset), EARLIEST), Ok(Start::At(offset)));
+            assert_eq!(decided(Some(offset), EARLIEST), Ok(offset));
         }
-        let unknown = decide(&partition(), Some(5), None, EARLIEST);
-        assert_eq!(unknown, Ok((Start::At(5), None)));
     }
 
     #[test]
     fn a_group_that_never_committed_begins_at_the_oldest_or_not_at_all() {
-        assert_eq!(decided(None, EARLIEST), Ok(Start::Beginning));
+        assert_eq!(decided(None, EARLIEST), Ok(100));
         let strict = StartPolicy {
             on_missing: OnMissingOffset::Error,
             ..EARLIEST
@@ -430,8 +427,9 @@ mod tests {
             accept_gap: true,
             ..EARLIEST
         };
-        let (start, gap) = decide(&partition(), Some(40), LOG, accepting).unwrap();
-        assert_eq!(start, Start::Beginning);
+        let (start, gap) =
+            decide(&partition(), Some(40), LOG, Compared::Unknown, accepting).unwrap();
+        assert_eq!(start, 100);
         assert_eq!(gap.unwrap().wanted, 40);
     }
 
@@ -448,6 +446,31 @@ mod tests {
                 assert!(message.contains(part), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn another_record_at_a_known_offset_is_refused_wherever_the_group_is() {
+        let accepting = StartPolicy {
+            accept_gap: true,
+            ..EARLIEST
+        };
+        for policy in [EARLIEST, accepting] {
+            for next in [None, Some(40), Some(150), Some(250)] {
+                let other = Compared::Another(149);
+                let refusal = decide(&partition(), next, LOG, other, policy).unwrap_err();
+                let message = refuse(&[refusal], policy).to_string();
+                for part in [
+                    "149 of news[3]",
+                    "another record",
+                    "store.collection",
+                    "group_id",
+                ] {
+                    assert!(message.contains(part), "{message}");
+                }
+            }
+        }
+        let same = decide(&partition(), Some(150), LOG, Compared::Same, EARLIEST);
+        assert_eq!(same, Ok((150, None)));
     }
 
     #[test]

@@ -336,9 +336,31 @@ impl ApacheKafka {
         for (name, value) in settings {
             new = new.set(name, value);
         }
+        self.create(&new);
+    }
+
+    /// Makes a topic of one partition with replicas on these brokers, the first of which leads it.
+    pub(crate) fn create_topic_on(&self, topic: &str, brokers: &[i32]) {
+        let replicas = [brokers];
+        self.create(&NewTopic::new(
+            topic,
+            1,
+            TopicReplication::Variable(&replicas),
+        ));
+    }
+
+    /// A topic of the same name may still be on its way out.
+    fn create(&self, new: &NewTopic<'_>) {
         let options = AdminOptions::new().operation_timeout(Some(ADMIN_WITHIN));
-        let made = block_on(self.admin().create_topics([&new], &options)).expect("an answer");
-        assert!(made.iter().all(Result::is_ok), "{made:?}");
+        let deadline = Instant::now() + ADMIN_WITHIN;
+        loop {
+            let made = block_on(self.admin().create_topics([new], &options)).expect("an answer");
+            if made.iter().all(Result::is_ok) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{made:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Removes a topic.

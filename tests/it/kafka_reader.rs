@@ -49,10 +49,11 @@ impl Reader {
 
     /// Reads a bounded job.
     pub(crate) fn start_range(settings: &KafkaSettings, job: &RangeJob) -> Self {
-        Self::over(KafkaSource::start_range(settings, job).unwrap().unwrap())
+        let source = KafkaSource::start_range(settings, job, None).unwrap();
+        Self::over(source.unwrap())
     }
 
-    fn over(source: KafkaSource) -> Self {
+    pub(crate) fn over(source: KafkaSource) -> Self {
         Self {
             events: source.events(),
             source,

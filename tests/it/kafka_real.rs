@@ -505,7 +505,9 @@ fn a_range_is_chosen_by_time_or_by_offset() {
     let Some(kafka) = apache_kafka::shared("a_range_is_chosen_by_time_or_by_offset") else {
         return;
     };
-    let ground = Ground::new(kafka, 2);
+    let ground = Ground::without_topic(kafka);
+    // Retention would take records of that time.
+    kafka.create_topic(&ground.topic, 2, &[("retention.ms", "-1")]);
     let start_ms = 1_700_000_000_000;
     let timed: Vec<SampleRecord> = records(0..200, 2)
         .into_iter()

@@ -24,6 +24,7 @@ mod kafka_security;
 mod kafka_source;
 mod kill_points;
 mod ledger;
+mod log_identity;
 mod operations;
 mod pipeline;
 mod pipeline_faults;

@@ -16,13 +16,14 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::anew::refuse_offsets_that_began_anew;
 use super::failure::Failure;
+use super::recreated_topic::count_stored_beyond;
 use super::{output, run};
 use crate::assemble;
 use crate::pipeline::{self, Counters, Counts, Ending, PipelineError, Throttle, Wiring};
 use crate::settings::Settings;
 use crate::source::{DeadLetterSink, FileDeadLetters};
+use crate::store::Store;
 use crate::telemetry::Metrics;
 use filling::Filling;
 use work::{Wanted, Work};
@@ -158,7 +159,7 @@ async fn backfill(
     let fingerprint = engine.tagger().fingerprints().labelling.clone();
     let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
     let started = tokio::select! {
-        started = start(settings, arguments, wanted, fingerprint) => started?,
+        started = start(settings, arguments, wanted, fingerprint, &store) => started?,
         () = shutdown.cancelled() => {
             store.close().await.map_err(Failure::failed)?;
             return Err(Failure::failed("stopped before it began"));
@@ -168,9 +169,6 @@ async fn backfill(
         tracing::warn!(job = arguments.job, "finished already; nothing is done");
         return finished_already(arguments);
     };
-    if matches!(work, Work::Range(_)) {
-        refuse_offsets_that_began_anew(&settings.kafka, &store).await?;
-    }
     let (dead_letters, letters_in) = open_dead_letters(settings, arguments, &work).await?;
     tracing::info!(
         job = arguments.job,
@@ -244,11 +242,15 @@ async fn start(
     arguments: &Arguments,
     wanted: Wanted,
     fingerprint: String,
+    store: &Arc<dyn Store>,
 ) -> Result<Option<Work>, Failure> {
     let (settings, name, once) = (settings.clone(), arguments.job.clone(), arguments.once);
-    tokio::task::spawn_blocking(move || Work::start(wanted, &name, once, &fingerprint, &settings))
-        .await
-        .map_err(Failure::failed)?
+    let stored = count_stored_beyond(store);
+    tokio::task::spawn_blocking(move || {
+        Work::start(wanted, &name, once, &fingerprint, &settings, stored)
+    })
+    .await
+    .map_err(Failure::failed)?
 }
 
 /// The sink of dead letters, and where that is in words.

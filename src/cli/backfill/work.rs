@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::failure::Failure;
 use super::Arguments;
-use crate::kafka::{KafkaSource, RangeJob, RangeSpec, parse_time};
+use crate::kafka::{CountStoredBeyond, KafkaSource, RangeJob, RangeSpec, parse_time};
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::source::files::{FilesOptions, FilesSource};
@@ -75,6 +75,7 @@ impl Work {
         once: bool,
         fingerprint: &str,
         settings: &Settings,
+        stored: CountStoredBeyond,
     ) -> Result<Option<Self>, Failure> {
         match wanted {
             Wanted::Range(range) => {
@@ -84,8 +85,8 @@ impl Work {
                     fingerprint: fingerprint.to_owned(),
                     once,
                 };
-                let source =
-                    KafkaSource::start_range(&settings.kafka, &job).map_err(Failure::failed)?;
+                let source = KafkaSource::start_range(&settings.kafka, &job, Some(stored))
+                    .map_err(Failure::failed)?;
                 Ok(source.map(|source| Self::Range(Arc::new(source))))
             }
             Wanted::Files(inputs) => {

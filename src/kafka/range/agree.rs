@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::super::log_identity::LogNote;
 use super::{RangePosition, RangeProgress, Span};
 use crate::document::TopicPartition;
 
@@ -17,18 +18,33 @@ pub(crate) struct Note {
     pub(super) run: String,
     pub(super) begin: i64,
     pub(super) end: i64,
+    /// The log that was read, as the commits of the live group say it; absent in older notes.
+    #[serde(skip)]
+    pub(super) log: LogNote,
 }
 
 impl Note {
     /// A commit of anybody else says nothing.
     pub(super) fn parse(metadata: &str) -> Option<Self> {
-        let note: Self = serde_json::from_str(metadata).ok()?;
+        let mut note: Self = serde_json::from_str(metadata).ok()?;
+        note.log = LogNote::parse(metadata);
         (0 <= note.begin && note.begin <= note.end).then_some(note)
     }
 
     pub(super) fn to_metadata(&self) -> String {
+        #[derive(Serialize)]
+        struct Metadata<'a> {
+            #[serde(flatten)]
+            note: &'a Note,
+            #[serde(flatten)]
+            log: LogNote,
+        }
+        let metadata = Metadata {
+            note: self,
+            log: self.log,
+        };
         // Numbers and a short text: there is nothing in it that could fail.
-        serde_json::to_string(self).unwrap_or_default()
+        serde_json::to_string(&metadata).unwrap_or_default()
     }
 }
 
@@ -51,8 +67,12 @@ pub(crate) struct Agreed {
     pub(crate) partition: TopicPartition,
     pub(crate) next: i64,
     pub(crate) end: i64,
+    /// What the last commit of this run says of the log.
+    pub(crate) log: LogNote,
+    /// Whether nothing of the span is done.
+    pub(crate) untouched: bool,
     /// Whether the span is to be written for the others.
-    pub(super) is_new: bool,
+    pub(crate) is_new: bool,
 }
 
 /// A job as one worker sees it.
@@ -129,6 +149,8 @@ impl JobPlan {
                     partition: partition.clone(),
                     next,
                     end: note.end,
+                    log: note.log,
+                    untouched: next <= note.begin,
                     is_new,
                 };
                 notes.insert(partition.clone(), note);
@@ -146,6 +168,7 @@ impl JobPlan {
             run: self.run.clone(),
             begin: span.begin,
             end: span.end,
+            log: LogNote::default(),
         };
         (note, span.begin, true)
     }
@@ -156,9 +179,10 @@ impl JobPlan {
         self.fresh.get(partition).copied().unwrap_or(none)
     }
 
-    /// What a commit of this partition says.
-    pub(crate) fn metadata(&self, partition: &TopicPartition) -> Option<String> {
-        self.notes.lock().get(partition).map(Note::to_metadata)
+    /// What a commit of this partition says, given the log that it belongs to.
+    pub(crate) fn metadata(&self, partition: &TopicPartition, log: LogNote) -> Option<String> {
+        let note = self.notes.lock().get(partition).cloned()?;
+        Some(Note { log, ..note }.to_metadata())
     }
 
     /// Takes in what the group has committed; says once that everything is done.
@@ -216,6 +240,7 @@ fn is_over(fresh: &HashMap<TopicPartition, Span>, states: &HashMap<TopicPartitio
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::log_identity::RecordIdentity;
     use super::*;
 
     fn partition(number: i32) -> TopicPartition {
@@ -243,6 +268,7 @@ mod tests {
                 run: run.to_owned(),
                 begin: 0,
                 end,
+                log: LogNote::default(),
             },
             next,
         }
@@ -262,7 +288,7 @@ mod tests {
             (0, 10, true)
         );
         assert_eq!(
-            Note::parse(&first.metadata(&partition(0)).unwrap()).unwrap(),
+            Note::parse(&first.metadata(&partition(0), LogNote::default()).unwrap()).unwrap(),
             state("a", 10, 0).note
         );
 
@@ -335,6 +361,29 @@ mod tests {
         assert!(!plan.is_finished());
         plan.note_states(&HashMap::from([(partition(0), state("a", 0, 0))]));
         assert!(plan.is_finished());
+    }
+
+    #[test]
+    fn a_note_names_the_log_and_older_notes_stay_readable() {
+        let older = r#"{"run":"a","begin":0,"end":10}"#;
+        let note = Note::parse(older).unwrap();
+        assert_eq!(note, state("a", 10, 0).note);
+        assert_eq!(note.to_metadata(), older);
+
+        let states = HashMap::from([(partition(0), state("a", 10, 4))]);
+        let plan = plan("b", &[10], &states);
+        plan.agree(&[partition(0)], &states);
+        let log = LogNote {
+            last: Some(RecordIdentity::of(3, Some(7), Some(b"key"), Some(b"value"))),
+            verified: None,
+        };
+        let metadata = plan.metadata(&partition(0), log).unwrap();
+        let read = Note::parse(&metadata).unwrap();
+        assert_eq!((read.run.as_str(), read.end, read.log), ("a", 10, log));
+        assert_eq!(LogNote::parse(&metadata), log);
+        // A log that cannot be understood takes nothing from the rest.
+        let odd = Note::parse(r#"{"run":"a","begin":0,"end":10,"last":7}"#);
+        assert_eq!(odd, Some(note));
     }
 
     #[test]

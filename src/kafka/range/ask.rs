@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
@@ -43,8 +43,8 @@ pub(super) fn states<C: ConsumerContext>(
     Ok(states)
 }
 
-/// Decides where a member goes on in partitions that it has just got, and writes down the spans
-/// that nobody has written yet. A span that cannot be written now goes with the first commit.
+/// Decides where a member goes on in partitions that it has just got. Whoever asks writes down the
+/// spans that nobody has written yet.
 ///
 /// # Errors
 /// When the group's commits cannot be read.
@@ -59,39 +59,7 @@ pub(crate) fn agree<C: ConsumerContext>(
             &error,
         )
     })?;
-    let agreed = plan.agree(partitions, &states);
-    if let Err(error) = write_spans(consumer, plan, &agreed) {
-        tracing::warn!(%error, "the bounds of the backfill are written with the first commit only");
-    }
-    Ok(agreed)
-}
-
-fn write_spans<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    plan: &JobPlan,
-    agreed: &[Agreed],
-) -> KafkaResult<()> {
-    let mut list = TopicPartitionList::new();
-    for Agreed {
-        partition, next, ..
-    } in agreed.iter().filter(|agreed| agreed.is_new)
-    {
-        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*next))?;
-        note(&list, plan, partition);
-    }
-    if list.count() == 0 {
-        return Ok(());
-    }
-    consumer.commit(&list, CommitMode::Sync)
-}
-
-/// Adds the job's note to what is about to be committed of `partition`.
-pub(crate) fn note(list: &TopicPartitionList, plan: &JobPlan, partition: &TopicPartition) {
-    if let Some(metadata) = plan.metadata(partition)
-        && let Some(mut element) = list.find_partition(&partition.topic, partition.partition)
-    {
-        element.set_metadata(metadata);
-    }
+    Ok(plan.agree(partitions, &states))
 }
 
 /// What `range` means for the topics as they are now.

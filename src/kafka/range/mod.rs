@@ -12,7 +12,7 @@ pub use lag::LagWatch;
 pub use spec::{OffsetRange, RangeError, RangeSpec, parse_time};
 
 pub(super) use agree::{Agreed, JobPlan};
-pub(super) use ask::{agree, note};
+pub(super) use ask::agree;
 pub(super) use watch::Watch;
 
 use super::settings::KafkaSettings;

@@ -165,7 +165,7 @@ fn waiting(shared: &Shared) -> Vec<(TopicPartition, Generation, i64, i64)> {
         return Vec::new();
     }
     desk.all()
-        .filter(|held| !held.ended && !held.leaving)
+        .filter(|held| !held.ended && !held.leaving && !held.checking)
         .filter_map(|held| {
             Some((
                 held.partition.clone(),

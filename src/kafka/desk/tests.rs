@@ -1,0 +1,236 @@
+//! Tests of the poll thread's desk.
+
+use super::*;
+use crate::document::RecordPosition;
+
+fn partition(number: i32) -> TopicPartition {
+    TopicPartition::new("news", number)
+}
+
+fn desk() -> Desk {
+    Desk::new(ChunkBounds {
+        records: 3,
+        bytes: 100,
+    })
+}
+
+fn record(number: i32, offset: i64, bytes: usize) -> SourceRecord {
+    SourceRecord {
+        position: RecordPosition {
+            partition: partition(number),
+            offset,
+        },
+        generation: Generation(1),
+        timestamp_ms: None,
+        key: None,
+        value: Some(vec![0; bytes]),
+        headers: Vec::new(),
+        fault: None,
+    }
+}
+
+/// Lets a partition begin, everything below `next` being done.
+fn begin(desk: &mut Desk, number: i32, next: i64, end: Option<i64>) {
+    let generation = desk.get_mut("news", number).unwrap().generation;
+    let begin = Begin {
+        partition: partition(number),
+        generation,
+        at: next,
+        next: Some(next),
+        end,
+        log: LogNote::default(),
+    };
+    assert!(desk.begin(&begin));
+    assert!(!desk.begin(&begin), "it has begun already");
+}
+
+fn identity(offset: i64) -> RecordIdentity {
+    RecordIdentity::of(offset, None, None, Some(b"value"))
+}
+
+fn offset(number: i32, next_offset: i64, generation: Generation) -> CommitOffset {
+    CommitOffset {
+        partition: partition(number),
+        next_offset,
+        generation,
+    }
+}
+
+#[test]
+fn a_chunk_is_bounded_by_records_and_by_bytes() {
+    let mut desk = desk();
+    desk.push(record(0, 0, 99));
+    assert!(!desk.chunk_is_full());
+    desk.push(record(0, 1, 1));
+    assert!(desk.chunk_is_full());
+    assert_eq!(desk.take_chunk().len(), 2);
+    for at in 2..5 {
+        assert!(!desk.chunk_is_full());
+        desk.push(record(0, at, 0));
+    }
+    assert!(desk.chunk_is_full());
+}
+
+#[test]
+fn records_of_a_leaving_partition_are_dropped() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0), partition(1)]);
+    desk.push(record(0, 5, 1));
+    desk.push(record(1, 9, 1));
+    assert_eq!(
+        desk.begin_leaving(&[partition(0), partition(4)]),
+        [partition(0)]
+    );
+    assert!(!desk.delivers(&partition(0), generation));
+    assert!(desk.delivers(&partition(1), generation));
+    let left = desk.take_chunk();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].position.partition, partition(1));
+}
+
+#[test]
+fn offsets_of_another_assignment_are_left_out() {
+    let mut desk = desk();
+    let first = desk.assign(&[partition(0), partition(1)]);
+    desk.begin_leaving(&[partition(1)]);
+    let offered = [
+        offset(0, 5, first),
+        offset(1, 5, first),
+        offset(2, 5, first),
+    ];
+    assert_eq!(desk.still_held(&offered, false), offered[..1]);
+    assert_eq!(desk.still_held(&offered, true), offered[..2]);
+    desk.forget(&[partition(0)]);
+    desk.assign(&[partition(0)]);
+    assert_eq!(desk.still_held(&offered, false), []);
+}
+
+#[test]
+fn the_furthest_offset_waits_and_never_follows_a_later_one() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0)]);
+    let at = |next| offset(0, next, generation);
+    desk.add_pending_commits(&[at(7), at(5), offset(3, 5, generation)]);
+    desk.commit_succeeded(&[at(6)]);
+    assert_eq!(desk.take_pending_commits(false), [at(7)]);
+    desk.add_pending_commits(&[at(7)]);
+    desk.commit_succeeded(&[at(8)]);
+    assert_eq!(desk.take_pending_commits(false), []);
+}
+
+#[test]
+fn what_waits_of_a_leaving_partition_goes_with_its_last_commit() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0), partition(1)]);
+    desk.begin_leaving(&[partition(1)]);
+    desk.add_pending_commits(&[offset(0, 5, generation), offset(1, 5, generation)]);
+    assert_eq!(desk.take_pending_commits(false), [offset(0, 5, generation)]);
+    assert_eq!(desk.take_pending_commits(true), [offset(1, 5, generation)]);
+    desk.add_pending_commits(&[offset(1, 5, generation)]);
+    desk.forget(&[partition(1)]);
+    assert_eq!(desk.take_pending_commits(true), []);
+}
+
+#[test]
+fn a_gap_at_the_end_of_a_range_is_committed_once_everything_before_it_is() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0), partition(1), partition(2)]);
+    for (number, next) in [(0, 3), (1, 3), (2, 10)] {
+        begin(&mut desk, number, next, Some(10));
+    }
+    let at = |number, next| offset(number, next, generation);
+    // Partition 2 was done before: the others are to see that.
+    assert_eq!(desk.take_pending_commits(false), [at(2, 10)]);
+    assert_eq!(desk.take_newly_ended(), [partition(2)]);
+
+    // Nothing was delivered of partition 0: its end can be committed at once.
+    desk.reach_end(&partition(0), generation, 3);
+    assert_eq!(desk.take_pending_commits(false), [at(0, 10)]);
+    // Partition 1 has delivered up to 7 and committed up to 5.
+    desk.get_mut("news", 1).unwrap().next = Some(7);
+    desk.reach_end(&partition(1), generation, 6);
+    assert_eq!(
+        desk.take_newly_ended(),
+        [partition(0)],
+        "a record came in meanwhile"
+    );
+    desk.reach_end(&partition(1), generation, 7);
+    desk.commit_succeeded(&[at(1, 5)]);
+    assert_eq!(desk.take_pending_commits(false), []);
+    desk.commit_succeeded(&[at(1, 7)]);
+    assert_eq!(desk.take_pending_commits(false), [at(1, 10)]);
+    desk.commit_succeeded(&[at(1, 10)]);
+    assert_eq!(desk.take_pending_commits(false), []);
+}
+
+#[test]
+fn the_end_of_another_assignment_or_of_a_leaving_partition_is_left_alone() {
+    let mut desk = desk();
+    let first = desk.assign(&[partition(0)]);
+    begin(&mut desk, 0, 3, Some(10));
+    desk.forget(&[partition(0)]);
+    desk.assign(&[partition(0)]);
+    begin(&mut desk, 0, 3, Some(10));
+    desk.reach_end(&partition(0), first, 3);
+    assert_eq!(desk.take_pending_commits(false), []);
+    let second = desk.get_mut("news", 0).unwrap().generation;
+    desk.begin_leaving(&[partition(0)]);
+    desk.reach_end(&partition(0), second, 3);
+    assert_eq!(desk.take_pending_commits(false), []);
+}
+
+#[test]
+fn a_partition_is_checked_before_it_begins_and_after_an_offset_reset() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0), partition(1)]);
+    let wanted = [(partition(0), generation), (partition(1), generation)];
+    assert_eq!(desk.check_again(), [], "they are being checked already");
+    let asked = desk.to_check(&wanted);
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.is_new && asked.next.is_none())
+    );
+    begin(&mut desk, 0, 3, None);
+    assert_eq!(desk.to_check(&wanted).len(), 1);
+
+    let held = desk.get_mut("news", 0).unwrap();
+    held.next = Some(8);
+    held.delivered.push(identity(7));
+    assert_eq!(desk.check_again(), [(partition(0), generation)]);
+    let asked = desk.to_check(&wanted);
+    let asked = asked.iter().find(|asked| !asked.is_new).unwrap();
+    assert_eq!((asked.next, asked.log.last), (Some(8), Some(identity(7))));
+    desk.begin_leaving(&[partition(0)]);
+    assert_eq!(desk.to_check(&wanted).len(), 1);
+}
+
+#[test]
+fn a_commit_names_the_log_and_a_partition_that_comes_back_is_known() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0)]);
+    begin(&mut desk, 0, 3, None);
+    for at in 3..6 {
+        desk.get_mut("news", 0)
+            .unwrap()
+            .delivered
+            .push(identity(at));
+    }
+    assert_eq!(desk.log_note(&offset(0, 3, generation)).last, None);
+    assert_eq!(
+        desk.log_note(&offset(0, 5, generation)).last,
+        Some(identity(4))
+    );
+    assert_eq!(desk.unverified(), [], "nothing is committed");
+    desk.commit_succeeded(&[offset(0, 5, generation)]);
+    let unverified = desk.unverified();
+    assert_eq!(unverified[0].2.last, Some(identity(4)));
+    desk.verify(&partition(0), generation, identity(4));
+    assert_eq!(desk.unverified(), []);
+
+    desk.forget(&[partition(0)]);
+    let second = desk.assign(&[partition(0)]);
+    assert_eq!(desk.log_note(&offset(0, 5, generation)), LogNote::default());
+    let asked = desk.to_check(&[(partition(0), second)]);
+    assert_eq!(asked[0].log.last, Some(identity(5)));
+}
