@@ -493,11 +493,13 @@ async fn what_is_older_than_the_live_workers_documents_never_overwrites_them() {
     let record = |id: &str, title: &str, at: &str| {
         json!({ "id": id, "title": title, "published_at": at }).to_string()
     };
+    // Newer than what is live, and not so far in the future that it counts as no time.
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     let old = [
         record("filed", "文件里的旧标题", "2020-01-01T00:00:00Z"),
         record("dead", "文件里的旧标题", "2020-01-01T00:00:00Z"),
         record("new", "只在文件里", "2020-01-01T00:00:00Z"),
-        record("moved", "文件里更新的标题", "2999-01-01T00:00:00Z"),
+        record("moved", "文件里更新的标题", &soon.to_string()),
     ];
     let file = ground.write("old.jsonl", old.join("\n"));
     ground.backfill(&["--input", &file]);
