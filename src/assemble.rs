@@ -338,6 +338,20 @@ pub async fn open_store_for_run(
     Ok(store::open(&settings.store, expectation, apply, jiff::Timestamp::now()).await?)
 }
 
+/// The second half of [`open_store_for_run`], for a store that is connected already.
+///
+/// # Errors
+/// With what to do; the store is closed then.
+pub async fn prepare_store_for_run(
+    store: &Arc<dyn Store>,
+    settings: &Settings,
+    expectation: &Expectation,
+) -> Result<(), AssembleError> {
+    let apply = settings.store.apply_migrations;
+    let now = jiff::Timestamp::now();
+    Ok(store::prepare(store, &settings.store, expectation, apply, now).await?)
+}
+
 /// Opens the store for reading: a collection that does not fit is refused, nothing is changed.
 ///
 /// # Errors

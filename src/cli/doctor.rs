@@ -5,11 +5,13 @@ use comfy_table::{Cell, Color};
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::lost_store::{Claim, Committed, committed_by_group};
 use super::output;
 use crate::assemble::{self, Engine};
 use crate::kafka;
 use crate::settings::Settings;
 use crate::store::migrate::{self, MigrateError};
+use crate::store::{CollectionInfo, Store};
 
 /// Check configuration, broker, store, model and device, and say what to mend.
 #[derive(Debug, Args)]
@@ -127,7 +129,42 @@ async fn check_store(settings: &Settings) -> Result<String, String> {
         .map_err(|error| error.to_string())?;
     let checked = migrate::check(store.as_ref(), &target).await;
     let info = store.collection().await.map_err(|error| error.to_string());
+    let objection = objection(settings, store.as_ref()).await;
+    let warnings = store.warnings();
     store.close().await.map_err(|error| error.to_string())?;
+    if let Some(objection) = objection? {
+        return Err(objection);
+    }
+    let finding = describe_store(settings, checked, info)?;
+    Ok(std::iter::once(finding)
+        .chain(
+            warnings
+                .into_iter()
+                .map(|warning| format!("warning: {warning}")),
+        )
+        .collect::<Vec<_>>()
+        .join("; "))
+}
+
+/// Why `run` would not work on the store.
+async fn objection(settings: &Settings, store: &dyn Store) -> Result<Option<String>, String> {
+    let claim = Claim::of_group(&settings.kafka, false);
+    let committed = async || match committed_by_group(&settings.kafka).await {
+        Ok(committed) => Ok(committed),
+        // What is wrong with the broker, its own line says.
+        Err(_) => Ok(Committed::Nothing),
+    };
+    claim
+        .objection(store, &settings.store, committed)
+        .await
+        .map_err(|failure| failure.to_string())
+}
+
+fn describe_store(
+    settings: &Settings,
+    checked: Result<(), MigrateError>,
+    info: Result<Option<CollectionInfo>, String>,
+) -> Result<String, String> {
     match checked {
         Err(MigrateError::Missing { collection }) if settings.store.apply_migrations => {
             return Ok(format!(

@@ -1,6 +1,6 @@
 //! How a command fails: one message, and the exit code that tells scripts whose fault it was.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::process::ExitCode;
 
 use crate::assemble::AssembleError;
@@ -37,6 +37,15 @@ impl Failure {
         };
         anstream::eprintln!("{}error:{} {message}", "\u{1b}[1;31m", "\u{1b}[0m");
         ExitCode::from(code)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(message) | Self::Failed(message) => formatter.write_str(message),
+            Self::ReaderGone => formatter.write_str("standard output is closed"),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod evaluate;
 mod failure;
+mod lost_store;
 mod migrate;
 mod output;
 mod recreated_topic;

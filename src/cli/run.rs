@@ -7,8 +7,9 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
+use super::lost_store::{Claim, Registered, committed_by_group};
 use super::recreated_topic::count_stored_beyond;
-use crate::assemble;
+use crate::assemble::{self, Engine};
 use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending, Wiring};
 use crate::settings::Settings;
@@ -30,15 +31,18 @@ pub(super) struct Arguments {
     /// Go on at the earliest record where the committed offset has expired, and log what is gone.
     #[arg(long)]
     accept_gap: bool,
+    /// Work on a store that lacks what the group has committed, and list the group there from now on.
+    #[arg(long)]
+    accept_empty_store: bool,
 }
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut settings = settings.clone();
     settings.kafka.accept_gap |= arguments.accept_gap;
-    super::block_on(run(&settings))
+    super::block_on(run(&settings, arguments.accept_empty_store))
 }
 
-async fn run(settings: &Settings) -> Result<(), Failure> {
+async fn run(settings: &Settings, accept_empty_store: bool) -> Result<(), Failure> {
     let shutdown = shutdown_signal()?;
     let started = Instant::now();
     let metrics = Metrics::new().map_err(Failure::failed)?;
@@ -57,7 +61,11 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         taxonomy = engine.taxonomy().name,
         "model loaded"
     );
-    let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
+    let store = assemble::connect_store(settings).await?;
+    let registered = tokio::select! {
+        opened = open_store(settings, &engine, &store, accept_empty_store) => opened?,
+        () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
+    };
     let dead_letters = tokio::select! {
         opened = open_dead_letters(settings) => opened?,
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
@@ -95,8 +103,11 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
         health: Some(health.clone()),
         ..assemble::wiring(settings)
     };
-    let outcome = pipeline::run(stages?, wiring, counters.clone(), shutdown).await;
+    let stop = shutdown.child_token();
+    let watching = tokio::spawn(registered.clone().watch(stop.clone()));
+    let outcome = pipeline::run(stages?, wiring, counters.clone(), stop).await;
     beside.iter().for_each(tokio::task::JoinHandle::abort);
+    watching.abort();
     drop(admin);
     let counts = counters.snapshot();
     tracing::info!(
@@ -109,7 +120,10 @@ async fn run(settings: &Settings) -> Result<(), Failure> {
     );
     let closed = store.close().await;
     match outcome {
-        Ok(Ending::Stopped | Ending::Complete) => closed.map_err(Failure::failed),
+        Ok(Ending::Stopped | Ending::Complete) => {
+            registered.lost()?;
+            closed.map_err(Failure::failed)
+        }
         Err(error) => {
             health.set_failed(error.to_string());
             Err(Failure::failed(error))
@@ -123,6 +137,30 @@ pub(super) async fn open_dead_letters(settings: &Settings) -> Result<DeadLetterP
         .map_err(Failure::failed)?;
     dead_letters.check().await.map_err(Failure::failed)?;
     Ok(dead_letters)
+}
+
+/// Makes the store ready for the group; rejects one that does not hold what the group has committed.
+async fn open_store(
+    settings: &Settings,
+    engine: &Engine,
+    store: &Arc<dyn Store>,
+    accept_empty_store: bool,
+) -> Result<Registered, Failure> {
+    warn_of(store.as_ref());
+    let claim = Claim::of_group(&settings.kafka, accept_empty_store);
+    let committed = async || committed_by_group(&settings.kafka).await;
+    claim
+        .check(store.as_ref(), &settings.store, committed)
+        .await?;
+    assemble::prepare_store_for_run(store, settings, &engine.expectation()).await?;
+    claim.register(store).await
+}
+
+/// Says what the store cannot promise.
+pub(super) fn warn_of(store: &dyn Store) {
+    for warning in store.warnings() {
+        tracing::warn!("{warning}");
+    }
 }
 
 async fn connect(settings: &Settings, store: &Arc<dyn Store>) -> Result<Arc<KafkaSource>, Failure> {

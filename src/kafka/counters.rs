@@ -26,6 +26,7 @@ pub(super) struct Counters {
     pub(super) records: Count,
     pub(super) bytes: Count,
     pub(super) dropped: Count,
+    pub(super) skipped: Count,
     pub(super) pauses: Count,
     pub(super) rebalances: Count,
     pub(super) commits: Count,
@@ -42,6 +43,8 @@ pub struct SourceCounters {
     pub bytes: u64,
     /// Records fetched but dropped, since their partition was leaving or the source had stopped.
     pub dropped: u64,
+    /// Records behind the range of a bounded source that are no deletions.
+    pub skipped: u64,
     /// Times that fetching was paused because the pipeline was behind.
     pub pauses: u64,
     /// Assignments and revocations.
@@ -75,6 +78,7 @@ impl Counters {
             records: self.records.get(),
             bytes: self.bytes.get(),
             dropped: self.dropped.get(),
+            skipped: self.skipped.get(),
             pauses: self.pauses.get(),
             rebalances: self.rebalances.get(),
             commits: self.commits.get(),

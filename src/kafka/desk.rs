@@ -27,8 +27,10 @@ pub(super) struct Held {
     pub(super) checking: bool,
     /// Whether it has begun under this assignment, so that a check is one of an offset reset.
     begun: bool,
-    /// The offset after the newest record taken under this assignment, or where it began.
+    /// The offset after the newest record seen under this assignment, or where it began.
     pub(super) next: Option<i64>,
+    /// The offset after the newest record delivered: a bounded source skips records behind its range.
+    pub(super) delivered_next: Option<i64>,
     /// The records taken, as far as commits have to name them.
     pub(super) delivered: Delivered,
     /// Where a bounded source stops: the offset after the last record wanted.
@@ -111,6 +113,7 @@ impl Desk {
                 checking: true,
                 begun: false,
                 next: None,
+                delivered_next: None,
                 delivered: Delivered::default(),
                 end: None,
                 ended: false,
@@ -176,6 +179,7 @@ impl Desk {
         held.begun = true;
         held.delivered = Delivered::resumed(begin.log);
         held.next = begin.next;
+        held.delivered_next = begin.next;
         held.end = begin.end;
         let Some((next, end)) = begin.next.zip(begin.end) else {
             return true;
@@ -245,18 +249,32 @@ impl Desk {
         }
     }
 
-    /// Lets the end of a bounded partition be committed where a gap is all that is left.
+    /// Notes that the record at `offset` of a bounded partition is not delivered.
+    pub(super) fn skip(&mut self, partition: &TopicPartition, offset: i64) {
+        if let Some(held) = self.get_mut(&partition.topic, partition.partition) {
+            held.next = Some(offset + 1);
+            held.ended = held.end.is_some_and(|end| offset + 1 >= end);
+            self.settle(partition);
+        }
+    }
+
+    /// Lets what was skipped in a bounded partition be committed once everything delivered is, and its
+    /// end where a gap is all that is left.
     fn settle(&mut self, partition: &TopicPartition) {
         let Some(held) = self.get_mut(&partition.topic, partition.partition) else {
             return;
         };
-        let Some(end) = held.end.filter(|_| held.ended && !held.leaving) else {
+        let Some(end) = held.end.filter(|_| !held.leaving) else {
             return;
         };
-        if held.committed >= held.next && held.committed < Some(end) {
+        let done = if held.ended { Some(end) } else { held.next };
+        if let Some(done) = done
+            && held.committed.is_some_and(|committed| committed < done)
+            && held.committed >= held.delivered_next
+        {
             let offset = CommitOffset {
                 partition: partition.clone(),
-                next_offset: end,
+                next_offset: done,
                 generation: held.generation,
             };
             self.pending_commits.insert(partition.clone(), offset);

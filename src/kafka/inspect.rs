@@ -1,12 +1,20 @@
 //! Questions to a broker outside of a run: is it there, does the topic exist, how far is the group?
 
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::client::{self, Reporting};
 use super::settings::KafkaSettings;
 use super::start;
 use crate::document::TopicPartition;
 use crate::source::SourceError;
+
+/// Pause before a question is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// How far a group is in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +48,11 @@ impl Inspector {
 
     /// Partitions of a topic; empty where the broker does not know it.
     pub(super) fn partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
+        Ok(self.look_up(topic)?.unwrap_or_default())
+    }
+
+    /// Partitions of a topic, or the error that the broker has for it.
+    fn look_up(&self, topic: &str) -> Result<Result<Vec<i32>, RDKafkaErrorCode>, SourceError> {
         let metadata = self
             .consumer
             .fetch_metadata(Some(topic), self.settings.connect_timeout())
@@ -48,24 +61,43 @@ impl Inspector {
                 client::unreachable(&error, &self.reporting.faults, &self.settings)
             })?;
         let known = metadata.topics().iter().find(|known| known.name() == topic);
-        Ok(known
-            .filter(|known| known.error().is_none())
-            .map(|known| {
-                known
-                    .partitions()
-                    .iter()
-                    .map(|partition| partition.id())
-                    .collect()
-            })
-            .unwrap_or_default())
+        Ok(match known.map(|known| (known, known.error())) {
+            None => Ok(Vec::new()),
+            Some((_, Some(error))) => Err(error.into()),
+            Some((known, None)) => {
+                let partitions = known.partitions().iter();
+                Ok(partitions.map(|partition| partition.id()).collect())
+            }
+        })
+    }
+
+    /// Partitions of a topic; empty only where the broker says that there is no such topic.
+    fn certain_partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
+        match self.look_up(topic)? {
+            Ok(partitions) => Ok(partitions),
+            Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                Ok(Vec::new())
+            }
+            Err(error) => {
+                let reason = format!("the partitions of {topic} are not known: {error}");
+                Err(if client::is_permanent(error) {
+                    SourceError::Fatal(reason)
+                } else {
+                    SourceError::Transient(reason)
+                })
+            }
+        }
     }
 
     /// How far the configured group is in the configured topics.
     fn positions(&self) -> Result<Vec<GroupPosition>, SourceError> {
         let mut partitions = Vec::new();
         for topic in self.settings.topics() {
-            let numbers = self.partitions(topic)?.into_iter();
+            let numbers = self.certain_partitions(topic)?.into_iter();
             partitions.extend(numbers.map(|number| TopicPartition::new(topic, number)));
+        }
+        if partitions.is_empty() {
+            return Ok(Vec::new());
         }
         let committed = start::committed(&self.consumer, &partitions).map_err(|error| {
             client::source_error("the committed offsets cannot be read", &error)
@@ -109,4 +141,51 @@ pub fn describe_broker(settings: &KafkaSettings) -> Result<String, SourceError> 
 /// When no broker answers within `kafka.connect_timeout_ms`.
 pub fn group_positions(settings: &KafkaSettings) -> Result<Vec<GroupPosition>, SourceError> {
     Inspector::new(settings)?.positions()
+}
+
+/// The same, asked again for a while where the cluster does not know it yet: that a group has committed
+/// nothing is said only where the brokers say so.
+///
+/// # Errors
+/// When the brokers do not say it within `kafka.connect_timeout_ms`.
+pub fn certain_group_positions(
+    settings: &KafkaSettings,
+) -> Result<Vec<GroupPosition>, SourceError> {
+    let inspector = Inspector::new(settings)?;
+    patiently(settings.connect_timeout(), || inspector.positions())
+}
+
+/// The oldest offset that each of `partitions` still has.
+///
+/// # Errors
+/// When the brokers do not say it within `kafka.connect_timeout_ms`.
+pub fn oldest_offsets(
+    settings: &KafkaSettings,
+    partitions: &[TopicPartition],
+) -> Result<BTreeMap<TopicPartition, i64>, SourceError> {
+    let inspector = Inspector::new(settings)?;
+    let logs = patiently(settings.connect_timeout(), || {
+        start::all_ranges(&inspector.consumer, partitions)
+    })?;
+    Ok(logs
+        .into_iter()
+        .map(|(partition, log)| (partition, log.low))
+        .collect())
+}
+
+/// Asks again for a while: a group that is new to a cluster has no coordinator yet.
+pub(super) fn patiently<T>(
+    patience: Duration,
+    ask: impl Fn() -> Result<T, SourceError>,
+) -> Result<T, SourceError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match ask() {
+            Err(SourceError::Transient(reason)) if Instant::now() < deadline => {
+                tracing::debug!(reason, "the brokers do not say it yet; asking again");
+                thread::sleep(ASK_AGAIN_AFTER);
+            }
+            outcome => return outcome,
+        }
+    }
 }

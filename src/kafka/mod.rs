@@ -30,11 +30,13 @@ pub use dead_letter::{
 pub use embedded::{
     EmbeddedBroker, EmbeddedError, FailingRequest, InjectedError, SampleProducer, SampleRecord,
 };
-pub use inspect::{GroupPosition, describe_broker, group_positions};
+pub use inspect::{
+    GroupPosition, certain_group_positions, describe_broker, group_positions, oldest_offsets,
+};
 pub use properties::Properties;
 pub use range::{
     LagWatch, OffsetRange, RangeError, RangeJob, RangePosition, RangeProgress, RangeSpec, Span,
     parse_time,
 };
 pub use settings::{KafkaSettings, OnMissingOffset};
-pub use source::KafkaSource;
+pub use source::{KafkaSource, RangeStart};

@@ -186,8 +186,18 @@ impl PollThread {
             desk.reach_end(&partition, generation, next);
             return;
         }
+        if let Some(job) = &self.shared.job
+            && !is_deletion(message)
+            && job.is_behind_range(&held.partition, offset)
+        {
+            let partition = held.partition.clone();
+            self.shared.counters.skipped.add(1);
+            desk.skip(&partition, offset);
+            return;
+        }
         held.next = Some(offset + 1);
         held.delivered.push(identity);
+        held.delivered_next = held.next;
         held.ended = held.end.is_some_and(|end| offset + 1 >= end);
         let record = SourceRecord {
             position: RecordPosition {
@@ -354,6 +364,11 @@ impl PollThread {
             self.consumer.context().announce(SourceEvent::Ended);
         }
     }
+}
+
+/// Whether a message deletes the document of its key.
+fn is_deletion(message: &BorrowedMessage<'_>) -> bool {
+    message.payload().is_none() && message.key().is_some()
 }
 
 /// A message's headers in our form.

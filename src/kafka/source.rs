@@ -94,19 +94,7 @@ impl KafkaSource {
         job: &RangeJob,
         stored: Option<CountStoredBeyond>,
     ) -> Result<Option<Self>, SourceError> {
-        let beside = Beside::of(settings, stored);
-        let settings = job.settings(settings);
-        let watch = Watch::open(&settings, job)?;
-        let plan = watch.plan();
-        if job.once && plan.was_finished() {
-            return Ok(None);
-        }
-        let source = Self::start_with(&settings, Some(plan), beside)?;
-        let watching = watch
-            .spawn(Arc::clone(&source.shared))
-            .map_err(|error| SourceError::Fatal(format!("a thread cannot be started: {error}")))?;
-        *source.watch.lock() = Some(watching);
-        Ok(Some(source))
+        RangeStart::open(settings, job)?.start(stored)
     }
 
     /// How far a bounded job is, over all its workers; `None` for a source without end.
@@ -198,6 +186,70 @@ impl KafkaSource {
     /// The partitions that are held now.
     pub fn partitions(&self) -> Vec<TopicPartition> {
         self.shared.desk.lock().partitions()
+    }
+}
+
+/// A worker of a bounded job before it joins the job's group: what has been done is known, and nothing
+/// is committed.
+pub struct RangeStart {
+    live: KafkaSettings,
+    settings: KafkaSettings,
+    watch: Watch,
+    once: bool,
+}
+
+impl RangeStart {
+    /// Asks what the job is and how far it has come; the group of `settings` is the live one.
+    ///
+    /// # Errors
+    /// As [`KafkaSource::start_range`].
+    pub fn open(settings: &KafkaSettings, job: &RangeJob) -> Result<Self, SourceError> {
+        let own = job.settings(settings);
+        Ok(Self {
+            watch: Watch::open(&own, settings, job)?,
+            live: settings.clone(),
+            settings: own,
+            once: job.once,
+        })
+    }
+
+    /// The job's own group.
+    pub fn group(&self) -> &str {
+        &self.settings.group_id
+    }
+
+    /// Whether the job relies on what an earlier worker of it has done: it continues, or a finished
+    /// one is left alone.
+    pub fn relies_on_earlier_work(&self) -> bool {
+        let plan = self.watch.plan();
+        plan.progress().done_at_start > 0 || self.is_left_alone()
+    }
+
+    /// Whether the job is finished already and that is enough.
+    pub fn is_left_alone(&self) -> bool {
+        self.once && self.watch.plan().was_finished()
+    }
+
+    /// Joins the group and starts to deliver; `None` where a finished job is left alone. `stored` is
+    /// asked as [`KafkaSource::start_for_store`] does.
+    ///
+    /// # Errors
+    /// As [`KafkaSource::start`].
+    pub fn start(
+        self,
+        stored: Option<CountStoredBeyond>,
+    ) -> Result<Option<KafkaSource>, SourceError> {
+        if self.is_left_alone() {
+            return Ok(None);
+        }
+        let beside = Beside::of(&self.live, stored);
+        let source = KafkaSource::start_with(&self.settings, Some(self.watch.plan()), beside)?;
+        let watching = self
+            .watch
+            .spawn(Arc::clone(&source.shared))
+            .map_err(|error| SourceError::Fatal(format!("a thread cannot be started: {error}")))?;
+        *source.watch.lock() = Some(watching);
+        Ok(Some(source))
     }
 }
 

@@ -16,6 +16,7 @@ pub mod batch;
 pub mod bulk;
 pub mod counting;
 pub mod embedded;
+pub mod groups;
 pub mod migrate;
 mod open;
 pub mod point;
@@ -23,7 +24,7 @@ pub mod qdrant;
 pub mod settings;
 pub mod version;
 
-pub use open::{Expectation, connect, open};
+pub use open::{Expectation, connect, open, prepare};
 pub use settings::{ApiKeyError, StoreKind, StoreSettings};
 
 /// What is written for one document.
@@ -212,6 +213,11 @@ pub trait Store: Send + Sync {
 
     /// Removes markers of deletions that were written before `before`; says how many.
     fn remove_markers(&self, before: jiff::Timestamp) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// What this store cannot promise, each as a sentence with what to do.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// What migrations work with.
     fn admin(&self) -> &dyn Admin;

@@ -40,17 +40,33 @@ pub async fn open(
     now: jiff::Timestamp,
 ) -> Result<Arc<dyn Store>, StoreError> {
     let store = connect(settings).await?;
+    prepare(&store, settings, expectation, apply, now).await?;
+    Ok(store)
+}
+
+/// The second half of [`open`]: applies pending migrations if `apply` says so, and rejects a collection
+/// that does not fit. Closes the store where it fails.
+///
+/// # Errors
+/// As [`open`].
+pub async fn prepare(
+    store: &Arc<dyn Store>,
+    settings: &StoreSettings,
+    expectation: &Expectation,
+    apply: bool,
+    now: jiff::Timestamp,
+) -> Result<(), StoreError> {
     let target = migrate::Target::new(settings, expectation.clone());
     let prepared = if apply {
         let options = ApplyOptions::default();
-        migrate::apply(&*store, &target, options, now)
+        migrate::apply(&**store, &target, options, now)
             .await
             .map(drop)
     } else {
-        migrate::check(&*store, &target).await
+        migrate::check(&**store, &target).await
     };
     let prepared = match prepared {
-        Ok(()) => bulk::end_abandoned(&*store, now).await.map(|ended| {
+        Ok(()) => bulk::end_abandoned(&**store, now).await.map(|ended| {
             if ended {
                 tracing::warn!("switched the search graph on again, which a backfill left off");
             }
@@ -62,5 +78,5 @@ pub async fn open(
         let _ = store.close().await;
         return Err(error);
     }
-    Ok(store)
+    Ok(())
 }

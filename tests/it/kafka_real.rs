@@ -466,6 +466,7 @@ fn job(name: &str, range: RangeSpec) -> RangeJob {
         range,
         fingerprint: "f".to_owned(),
         once: false,
+        later_deletions: true,
     }
 }
 

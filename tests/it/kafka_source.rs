@@ -457,6 +457,7 @@ fn a_range_that_is_stopped_after_its_last_commit_is_finished() {
         range: RangeSpec::parse_offsets("0:..,1:..").unwrap(),
         fingerprint: "f".to_owned(),
         once: false,
+        later_deletions: true,
     };
     let mut reader = Reader::start_range(&settings, &job);
     reader.read_all(40);

@@ -273,6 +273,7 @@ fn a_resumed_range_is_one_of_the_same_log() {
         range: RangeSpec::parse_offsets("0:0..100").unwrap(),
         fingerprint: "f".to_owned(),
         once: false,
+        later_deletions: true,
     };
     let settings = KafkaSettings {
         queue_records: 8,
@@ -324,6 +325,7 @@ fn an_accepted_gap_in_a_running_range_leads_forward_and_drops_nothing() {
         range: RangeSpec::parse_offsets("0:0..500").unwrap(),
         fingerprint: "f".to_owned(),
         once: false,
+        later_deletions: true,
     };
     let settings = KafkaSettings {
         queue_records: 8,

@@ -11,6 +11,7 @@ use tcbert_worker::document::{DocumentId, LatestTime};
 use tcbert_worker::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, SampleRecord};
 use tcbert_worker::pipeline::{self, Counters, Counts, Ending, PipelineError};
 use tcbert_worker::settings::{Origins, Settings};
+use tcbert_worker::store::groups::{self, Writer};
 use tcbert_worker::store::{PointWrite, Store, StoreError, WriteOutcome};
 use tcbert_worker::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
@@ -123,6 +124,10 @@ impl Worker {
     /// Starts a worker over `store`.
     pub async fn start_with(settings: &Settings, store: Arc<dyn Store>) -> Self {
         let engine: Engine = assemble::load_engine(settings.clone()).await.unwrap();
+        let group = Writer::Group(settings.kafka.group_id.clone());
+        groups::register(&*store, &group, jiff::Timestamp::now())
+            .await
+            .unwrap();
         let kafka = settings.kafka.clone();
         let source = tokio::task::spawn_blocking(move || KafkaSource::start(&kafka))
             .await

@@ -17,16 +17,17 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
+use super::lost_store::{Claim, Committed, Registered, note_filled};
 use super::recreated_topic::count_stored_beyond;
 use super::{output, run};
-use crate::assemble;
+use crate::assemble::{self, Engine};
 use crate::pipeline::{self, Counters, Counts, Ending, PipelineError, Throttle, Wiring};
 use crate::settings::Settings;
 use crate::source::{DeadLetterSink, FileDeadLetters};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use filling::Filling;
-use work::{Wanted, Work};
+use work::{Prepared, Wanted, Work};
 
 /// How often the bar moves.
 const BAR_EVERY: Duration = Duration::from_millis(250);
@@ -64,6 +65,13 @@ pub(super) struct Arguments {
     /// Go on where records of the range have expired since it was decided on, and log what is gone.
     #[arg(long, conflicts_with = "input")]
     accept_gap: bool,
+    /// Do not read, behind the range, the deletions up to where the live group is. Documents of the range
+    /// that were deleted longer ago than store.tombstone_retention_hours come back.
+    #[arg(long, conflicts_with = "input")]
+    skip_later_deletions: bool,
+    /// Continue an unfinished job on a store that lacks what the job has done before.
+    #[arg(long)]
+    accept_empty_store: bool,
     /// Build no search graph while the collection is filled; it is switched on again at the end, however that
     /// comes. Searches read all new vectors meanwhile.
     #[arg(long)]
@@ -156,16 +164,15 @@ async fn backfill(
 ) -> Result<(), Failure> {
     let shutdown = run::shutdown_signal()?;
     let engine = assemble::load_engine(settings.clone()).await?;
-    let fingerprint = engine.tagger().fingerprints().labelling.clone();
-    let store = assemble::open_store_for_run(settings, &engine.expectation()).await?;
+    let store = assemble::connect_store(settings).await?;
     let started = tokio::select! {
-        started = start(settings, arguments, wanted, fingerprint, &store) => started?,
+        started = start(settings, arguments, wanted, &engine, &store) => started?,
         () = shutdown.cancelled() => {
             store.close().await.map_err(Failure::failed)?;
             return Err(Failure::failed("stopped before it began"));
         }
     };
-    let Some(work) = started else {
+    let Some((work, registered)) = started else {
         tracing::warn!(job = arguments.job, "finished already; nothing is done");
         return finished_already(arguments);
     };
@@ -205,7 +212,10 @@ async fn backfill(
             let (limit, ceiling) = (arguments.yield_lag, arguments.max_docs_per_second);
             tokio::spawn(yielding::watch(live, limit, ceiling, throttle, counters))
         });
-    let outcome = pipeline::run(stages, wiring, counters.clone(), shutdown).await;
+    let stop = shutdown.child_token();
+    let watching = tokio::spawn(registered.clone().watch(stop.clone()));
+    let outcome = pipeline::run(stages, wiring, counters.clone(), stop).await;
+    watching.abort();
     beside.cancel();
     let _ = showing.await;
     if let Some(yielding) = yielding {
@@ -215,6 +225,11 @@ async fn backfill(
         Some(filling) => filling.end().await,
         None => Ok(()),
     };
+    let lost = registered.lost();
+    let finished = outcome.is_ok() && lost.is_ok() && work.is_finished();
+    if let Some(progress) = work.range_progress().filter(|_| finished) {
+        note_filled(settings, store.as_ref(), &progress).await;
+    }
     let closed = store.close().await;
 
     let seconds = started.elapsed().as_secs_f64();
@@ -223,7 +238,7 @@ async fn backfill(
     let report = Report {
         job: arguments.job.clone(),
         // Also where it was told to stop with nothing left to do.
-        finished: outcome.is_ok() && work.is_finished(),
+        finished,
         resumed: work.is_resumed(),
         counts,
         seconds,
@@ -232,25 +247,49 @@ async fn backfill(
         source: work.describe(),
     };
     tell(arguments, &report)?;
+    lost?;
     closed.map_err(Failure::failed)?;
     judge(arguments, &report, outcome)?;
     switched_back
 }
 
+/// Looks how far the job is, makes the store ready for it and starts to read; `None` where the job is
+/// finished already and that is enough.
 async fn start(
     settings: &Settings,
     arguments: &Arguments,
     wanted: Wanted,
-    fingerprint: String,
+    engine: &Engine,
     store: &Arc<dyn Store>,
-) -> Result<Option<Work>, Failure> {
-    let (settings, name, once) = (settings.clone(), arguments.job.clone(), arguments.once);
+) -> Result<Option<(Work, Registered)>, Failure> {
+    run::warn_of(store.as_ref());
+    let fingerprint = engine.tagger().fingerprints().labelling.clone();
+    let prepared = {
+        let (settings, name, once) = (settings.clone(), arguments.job.clone(), arguments.once);
+        let later = !arguments.skip_later_deletions;
+        let open = move || Prepared::open(wanted, &name, once, later, &fingerprint, &settings);
+        tokio::task::spawn_blocking(open)
+            .await
+            .map_err(Failure::failed)??
+    };
+    let claim = Claim::of_job(prepared.id(), &arguments.job, arguments.accept_empty_store);
+    let committed = async || match prepared.relies_on_earlier_work() {
+        true => Ok(Committed::Something),
+        false => Ok(Committed::Nothing),
+    };
+    claim
+        .check(store.as_ref(), &settings.store, committed)
+        .await?;
+    assemble::prepare_store_for_run(store, settings, &engine.expectation()).await?;
+    if prepared.is_left_alone() {
+        return Ok(None);
+    }
+    let registered = claim.register(store).await?;
     let stored = count_stored_beyond(store);
-    tokio::task::spawn_blocking(move || {
-        Work::start(wanted, &name, once, &fingerprint, &settings, stored)
-    })
-    .await
-    .map_err(Failure::failed)?
+    let work = tokio::task::spawn_blocking(move || prepared.start(stored))
+        .await
+        .map_err(Failure::failed)??;
+    Ok(work.map(|work| (work, registered)))
 }
 
 /// The sink of dead letters, and where that is in words.

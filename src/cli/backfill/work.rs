@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use super::super::failure::Failure;
 use super::Arguments;
-use crate::kafka::{CountStoredBeyond, KafkaSource, RangeJob, RangeSpec, parse_time};
+use crate::kafka::{
+    CountStoredBeyond, KafkaSource, RangeJob, RangeProgress, RangeSpec, RangeStart, parse_time,
+};
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::source::files::{FilesOptions, FilesSource};
@@ -67,16 +69,22 @@ pub(super) struct Far {
     pub(super) total: u64,
 }
 
-impl Work {
-    /// Starts to read; `None` where the job is finished already and that is enough.
-    pub(super) fn start(
+/// A job that is known and has not begun: nothing of it is committed.
+pub(super) enum Prepared {
+    Range(Box<RangeStart>),
+    Files(Arc<FilesSource>),
+}
+
+impl Prepared {
+    /// Looks how far the job has come.
+    pub(super) fn open(
         wanted: Wanted,
         name: &str,
         once: bool,
+        later_deletions: bool,
         fingerprint: &str,
         settings: &Settings,
-        stored: CountStoredBeyond,
-    ) -> Result<Option<Self>, Failure> {
+    ) -> Result<Self, Failure> {
         match wanted {
             Wanted::Range(range) => {
                 let job = RangeJob {
@@ -84,10 +92,10 @@ impl Work {
                     range,
                     fingerprint: fingerprint.to_owned(),
                     once,
+                    later_deletions,
                 };
-                let source = KafkaSource::start_range(&settings.kafka, &job, Some(stored))
-                    .map_err(Failure::failed)?;
-                Ok(source.map(|source| Self::Range(Arc::new(source))))
+                let start = RangeStart::open(&settings.kafka, &job).map_err(Failure::failed)?;
+                Ok(Self::Range(Box::new(start)))
             }
             Wanted::Files(inputs) => {
                 let options = FilesOptions {
@@ -99,12 +107,50 @@ impl Work {
                     time_zone: settings.decode.zone(),
                     now: jiff::Timestamp::now(),
                 };
+                // It reads ahead, and nothing of it counts before the pipeline runs.
                 let source = FilesSource::start(&options).map_err(Failure::failed)?;
-                Ok(Some(Self::Files(Arc::new(source))))
+                Ok(Self::Files(Arc::new(source)))
             }
         }
     }
 
+    /// What makes it the same job, in one text.
+    pub(super) fn id(&self) -> String {
+        match self {
+            Self::Range(start) => start.group().to_owned(),
+            Self::Files(source) => source.job_id(),
+        }
+    }
+
+    /// Whether it relies on what an earlier run of the job has written.
+    pub(super) fn relies_on_earlier_work(&self) -> bool {
+        match self {
+            Self::Range(start) => start.relies_on_earlier_work(),
+            Self::Files(source) => source.progress().resumed_records > 0,
+        }
+    }
+
+    /// Whether the job is finished already and that is enough.
+    pub(super) fn is_left_alone(&self) -> bool {
+        match self {
+            Self::Range(start) => start.is_left_alone(),
+            Self::Files(_) => false,
+        }
+    }
+
+    /// Starts to read; `None` where the job is finished already and that is enough.
+    pub(super) fn start(self, stored: CountStoredBeyond) -> Result<Option<Work>, Failure> {
+        match self {
+            Self::Range(start) => {
+                let source = start.start(Some(stored)).map_err(Failure::failed)?;
+                Ok(source.map(|source| Work::Range(Arc::new(source))))
+            }
+            Self::Files(source) => Ok(Some(Work::Files(source))),
+        }
+    }
+}
+
+impl Work {
     /// For the pipeline.
     pub(super) fn source(&self) -> Arc<dyn Source> {
         match self {
@@ -153,6 +199,14 @@ impl Work {
         }
     }
 
+    /// How far a job over topics is; `None` for files.
+    pub(super) fn range_progress(&self) -> Option<RangeProgress> {
+        match self {
+            Self::Range(source) => source.range_progress(),
+            Self::Files(_) => None,
+        }
+    }
+
     /// What the report says of the source.
     pub(super) fn describe(&self) -> Value {
         match self {
@@ -167,6 +221,7 @@ impl Work {
                             "partition": position.partition.partition,
                             "begin": position.span.begin,
                             "end": position.span.end,
+                            "deletions_to": position.last,
                             "next": position.next,
                         })
                     })
@@ -177,6 +232,7 @@ impl Work {
                     "offsets": progress.total(),
                     "offsets_done": progress.done(),
                     "offsets_done_at_start": progress.done_at_start,
+                    "skipped": source.counters().skipped,
                     "partitions": partitions,
                 })
             }

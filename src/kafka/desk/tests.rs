@@ -147,7 +147,8 @@ fn a_gap_at_the_end_of_a_range_is_committed_once_everything_before_it_is() {
     desk.reach_end(&partition(0), generation, 3);
     assert_eq!(desk.take_pending_commits(false), [at(0, 10)]);
     // Partition 1 has delivered up to 7 and committed up to 5.
-    desk.get_mut("news", 1).unwrap().next = Some(7);
+    let held = desk.get_mut("news", 1).unwrap();
+    (held.next, held.delivered_next) = (Some(7), Some(7));
     desk.reach_end(&partition(1), generation, 6);
     assert_eq!(
         desk.take_newly_ended(),
@@ -233,4 +234,30 @@ fn a_commit_names_the_log_and_a_partition_that_comes_back_is_known() {
     assert_eq!(desk.log_note(&offset(0, 5, generation)), LogNote::default());
     let asked = desk.to_check(&[(partition(0), second)]);
     assert_eq!(asked[0].log.last, Some(identity(5)));
+}
+
+#[test]
+fn what_is_skipped_is_committed_after_what_was_delivered() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0)]);
+    begin(&mut desk, 0, 10, Some(20));
+    let next = |desk: &mut Desk| {
+        let taken = desk.take_pending_commits(false);
+        taken.first().map(|offset| offset.next_offset)
+    };
+    // Offset 10 is delivered, 11 is not: nothing is committed before 10 is durable.
+    let held = desk.get_mut("news", 0).unwrap();
+    (held.next, held.delivered_next) = (Some(11), Some(11));
+    desk.skip(&partition(0), 11);
+    assert_eq!(next(&mut desk), None);
+    desk.commit_succeeded(&[offset(0, 11, generation)]);
+    assert_eq!(next(&mut desk), Some(12));
+    desk.commit_succeeded(&[offset(0, 12, generation)]);
+    // The last one before the end takes everything with it.
+    desk.skip(&partition(0), 17);
+    assert_eq!(next(&mut desk), Some(18));
+    desk.skip(&partition(0), 19);
+    assert_eq!(next(&mut desk), Some(20));
+    desk.commit_succeeded(&[offset(0, 20, generation)]);
+    assert_eq!(next(&mut desk), None);
 }

@@ -21,6 +21,9 @@ pub(crate) struct Note {
     /// The log that was read, as the commits of the live group say it; absent in older notes.
     #[serde(skip)]
     pub(super) log: LogNote,
+    /// Behind the range deletions are read up to here; absent: none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) deletions: Option<i64>,
 }
 
 impl Note {
@@ -29,6 +32,11 @@ impl Note {
         let mut note: Self = serde_json::from_str(metadata).ok()?;
         note.log = LogNote::parse(metadata);
         (0 <= note.begin && note.begin <= note.end).then_some(note)
+    }
+
+    /// After the last offset that is read.
+    fn last(&self) -> i64 {
+        self.deletions.unwrap_or(self.end).max(self.end)
     }
 
     pub(super) fn to_metadata(&self) -> String {
@@ -57,7 +65,7 @@ pub(crate) struct State {
 
 impl State {
     fn is_done(&self) -> bool {
-        self.next >= self.note.end
+        self.next >= self.note.last()
     }
 }
 
@@ -66,6 +74,7 @@ impl State {
 pub(crate) struct Agreed {
     pub(crate) partition: TopicPartition,
     pub(crate) next: i64,
+    /// After the last offset that is read, deletions behind the range included.
     pub(crate) end: i64,
     /// What the last commit of this run says of the log.
     pub(crate) log: LogNote,
@@ -83,6 +92,8 @@ pub(crate) struct JobPlan {
     run: String,
     /// What this worker would read of each partition, as the topics were at its start.
     fresh: HashMap<TopicPartition, Span>,
+    /// Where the live group is in partitions behind whose ranges deletions are read; `None`: in none.
+    live: Option<Mutex<HashMap<TopicPartition, i64>>>,
     /// Runs that were finished at the start: what they wrote is no longer in force.
     finished_runs: HashSet<String>,
     resumed: bool,
@@ -94,25 +105,29 @@ pub(crate) struct JobPlan {
 
 impl JobPlan {
     /// Looks at what the group has committed: an unfinished run is gone on with, a finished one is
-    /// over and the job begins anew with `fresh` under the name `run`.
+    /// over and the job begins anew with `fresh` under the name `run`. `live` says how far the live
+    /// group is, where deletions behind the ranges are to be read.
     pub(super) fn new(
         group: String,
         run: String,
         fresh: HashMap<TopicPartition, Span>,
+        live: Option<HashMap<TopicPartition, i64>>,
         states: &HashMap<TopicPartition, State>,
     ) -> Self {
-        let over = is_over(&fresh, states);
         let mut plan = Self {
             group,
             run,
             fresh,
+            live: live.map(Mutex::new),
             finished_runs: HashSet::new(),
-            resumed: !over && !states.is_empty(),
+            resumed: false,
             done_at_start: 0,
             notes: Mutex::default(),
             positions: Mutex::default(),
             finished: AtomicBool::new(false),
         };
+        let over = plan.is_over(states);
+        plan.resumed = !over && !states.is_empty();
         if over {
             plan.finished_runs = states
                 .values()
@@ -148,7 +163,7 @@ impl JobPlan {
                 let agreed = Agreed {
                     partition: partition.clone(),
                     next,
-                    end: note.end,
+                    end: note.last(),
                     log: note.log,
                     untouched: next <= note.begin,
                     is_new,
@@ -161,7 +176,12 @@ impl JobPlan {
 
     fn decide(&self, partition: &TopicPartition, state: Option<&State>) -> (Note, i64, bool) {
         if let Some(state) = state.filter(|state| !self.finished_runs.contains(&state.note.run)) {
-            return (state.note.clone(), state.next.max(state.note.begin), false);
+            let mut note = state.note.clone();
+            if self.live.is_none() {
+                note.deletions = None;
+            }
+            self.extend(partition, state.next, &mut note);
+            return (note, state.next.max(state.note.begin), false);
         }
         let span = self.fresh_span(partition);
         let note = Note {
@@ -169,8 +189,59 @@ impl JobPlan {
             begin: span.begin,
             end: span.end,
             log: LogNote::default(),
+            deletions: self.deletions_behind(partition, span.end),
         };
         (note, span.begin, true)
+    }
+
+    /// Up to where deletions are read behind a range that ends at `end`.
+    fn deletions_behind(&self, partition: &TopicPartition, end: i64) -> Option<i64> {
+        let live = self.live.as_ref()?.lock().get(partition).copied();
+        live.filter(|live| *live > end)
+    }
+
+    /// While the range is being read its deletions are read up to where the live group is by now: what
+    /// that group deletes later finds the documents of the range there, or leaves a fresh marker.
+    fn extend(&self, partition: &TopicPartition, next: i64, note: &mut Note) {
+        if next < note.end {
+            note.deletions = note
+                .deletions
+                .max(self.deletions_behind(partition, note.end));
+        }
+    }
+
+    /// Takes in where the live group is by now.
+    pub(super) fn note_live(&self, now: HashMap<TopicPartition, i64>) {
+        if let Some(live) = &self.live {
+            *live.lock() = now;
+        }
+    }
+
+    /// Where a partition that this worker reads ends by now, `next` being what comes next.
+    pub(super) fn extended_end(&self, partition: &TopicPartition, next: i64) -> Option<i64> {
+        let mut notes = self.notes.lock();
+        let note = notes.get_mut(partition)?;
+        self.extend(partition, next, note);
+        Some(note.last())
+    }
+
+    /// Whether an offset lies behind the range, where only deletions are read.
+    pub(crate) fn is_behind_range(&self, partition: &TopicPartition, offset: i64) -> bool {
+        let notes = self.notes.lock();
+        notes.get(partition).is_some_and(|note| offset >= note.end)
+    }
+
+    /// Whether the group's last run is finished: everything that it wrote is done, and where it wrote
+    /// nothing there is nothing to read.
+    fn is_over(&self, states: &HashMap<TopicPartition, State>) -> bool {
+        let is_empty = |partition: &TopicPartition, span: &Span| {
+            span.offsets() == 0 && self.deletions_behind(partition, span.end).is_none()
+        };
+        !states.is_empty()
+            && states.values().all(State::is_done)
+            && self.fresh.iter().all(|(partition, span)| {
+                states.contains_key(partition) || is_empty(partition, span)
+            })
     }
 
     /// A partition that came after the start holds nothing of the job.
@@ -200,6 +271,7 @@ impl JobPlan {
                         begin: note.begin,
                         end: note.end,
                     },
+                    last: note.last(),
                     next,
                 }
             })
@@ -226,16 +298,6 @@ impl JobPlan {
             positions: self.positions.lock().clone(),
         }
     }
-}
-
-/// Whether the group's last run is finished: everything that it wrote is done, and where it wrote
-/// nothing there is nothing to read.
-fn is_over(fresh: &HashMap<TopicPartition, Span>, states: &HashMap<TopicPartition, State>) -> bool {
-    !states.is_empty()
-        && states.values().all(State::is_done)
-        && fresh
-            .iter()
-            .all(|(partition, span)| states.contains_key(partition) || span.offsets() == 0)
 }
 
 #[cfg(test)]
@@ -269,13 +331,25 @@ mod tests {
                 begin: 0,
                 end,
                 log: LogNote::default(),
+                deletions: None,
             },
             next,
         }
     }
 
     fn plan(run: &str, ends: &[i64], states: &HashMap<TopicPartition, State>) -> JobPlan {
-        JobPlan::new("g".to_owned(), run.to_owned(), fresh(ends), states)
+        JobPlan::new("g".to_owned(), run.to_owned(), fresh(ends), None, states)
+    }
+
+    /// The same where the live group is at `live` in partition 0.
+    fn plan_beside(
+        live: i64,
+        run: &str,
+        ends: &[i64],
+        states: &HashMap<TopicPartition, State>,
+    ) -> JobPlan {
+        let live = Some(HashMap::from([(partition(0), live)]));
+        JobPlan::new("g".to_owned(), run.to_owned(), fresh(ends), live, states)
     }
 
     #[test]
@@ -391,5 +465,55 @@ mod tests {
         for metadata in ["", "x", "{}", r#"{"run":"a","begin":5,"end":4}"#] {
             assert_eq!(Note::parse(metadata), None, "{metadata}");
         }
+    }
+
+    #[test]
+    fn deletions_are_read_up_to_the_live_group_and_the_others_follow() {
+        let none = HashMap::new();
+        let first = plan_beside(40, "a", &[10], &none);
+        let agreed = first.agree(&[partition(0)], &none);
+        assert_eq!((agreed[0].next, agreed[0].end), (0, 40));
+        assert!(!first.is_behind_range(&partition(0), 9));
+        assert!(first.is_behind_range(&partition(0), 10));
+        let note =
+            Note::parse(&first.metadata(&partition(0), LogNote::default()).unwrap()).unwrap();
+        assert_eq!((note.end, note.deletions), (10, Some(40)));
+        // Behind the range it stays: the documents are there for the live group to delete.
+        let states = |next| {
+            let note = note.clone();
+            HashMap::from([(partition(0), State { note, next })])
+        };
+        let late = plan_beside(90, "b", &[10], &states(25));
+        assert_eq!(late.agree(&[partition(0)], &states(25))[0].end, 40);
+        assert_eq!((late.progress().done(), late.progress().total()), (25, 40));
+        assert!(!late.progress().is_finished());
+        // Within the range it follows the live group.
+        let resumed = plan_beside(90, "b", &[10], &states(5));
+        assert_eq!(resumed.agree(&[partition(0)], &states(5))[0].end, 90);
+        resumed.note_live(HashMap::from([(partition(0), 95)]));
+        assert_eq!(resumed.extended_end(&partition(0), 9), Some(95));
+        resumed.note_live(HashMap::from([(partition(0), 99)]));
+        assert_eq!(resumed.extended_end(&partition(0), 10), Some(95));
+        // Where they are not wanted they are left out, also of a job that had them.
+        let without = plan("b", &[10], &states(25));
+        assert!(without.progress().positions[0].is_done());
+    }
+
+    #[test]
+    fn a_live_group_within_the_range_adds_nothing() {
+        let none = HashMap::new();
+        let agreed = plan_beside(10, "a", &[10], &none).agree(&[partition(0)], &none);
+        assert_eq!(agreed[0].end, 10);
+        // An empty range has deletions behind it, and is not over before they are read.
+        let states = HashMap::from([(partition(1), state("a", 5, 5))]);
+        assert!(!plan_beside(10, "b", &[0, 5], &states).was_finished());
+        assert!(plan("b", &[0, 5], &states).was_finished());
+    }
+
+    #[test]
+    fn notes_of_an_earlier_version_are_read() {
+        let old = Note::parse(r#"{"run":"a","begin":2,"end":7}"#).unwrap();
+        assert_eq!((old.begin, old.last(), old.deletions), (2, 7, None));
+        assert_eq!(old.to_metadata(), r#"{"run":"a","begin":2,"end":7}"#);
     }
 }

@@ -62,6 +62,31 @@ pub(crate) fn agree<C: ConsumerContext>(
     Ok(plan.agree(partitions, &states))
 }
 
+/// Up to where the live group has read `partitions`, within what the topics have; those of which it has
+/// committed nothing are left out.
+///
+/// # Errors
+/// When the brokers do not say it.
+pub(super) fn live_positions<C: ConsumerContext>(
+    live: &BaseConsumer<C>,
+    partitions: &[TopicPartition],
+) -> Result<HashMap<TopicPartition, i64>, SourceError> {
+    if partitions.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut committed = start::committed(live, partitions).map_err(|error| {
+        client::source_error("the live group's committed offsets cannot be read", &error)
+    })?;
+    let read: Vec<TopicPartition> = committed.keys().cloned().collect();
+    let logs = start::all_ranges(live, &read)?;
+    for (partition, log) in logs {
+        if let Some(position) = committed.get_mut(&partition) {
+            *position = log.high.min(*position);
+        }
+    }
+    Ok(committed)
+}
+
 /// What `range` means for the topics as they are now.
 ///
 /// # Errors
@@ -81,7 +106,9 @@ pub(super) fn spans<C: ConsumerContext>(
     });
     match range {
         RangeSpec::Times { from_ms, to_ms } => {
-            let begins = at_time(consumer, partitions, *from_ms)?;
+            // No record is older than 1970: the oldest one is meant, also where compaction took the first.
+            let from_ms = from_ms.filter(|time| *time > 0);
+            let begins = at_time(consumer, partitions, from_ms)?;
             let ends = at_time(consumer, partitions, *to_ms)?;
             let span = |(partition, log): (TopicPartition, Span)| {
                 // A time after the last record is the end of the log.

@@ -8,6 +8,8 @@ mod lag;
 mod spec;
 mod watch;
 
+use std::collections::HashMap;
+
 pub use lag::LagWatch;
 pub use spec::{OffsetRange, RangeError, RangeSpec, parse_time};
 
@@ -35,6 +37,9 @@ pub struct RangeJob {
     pub fingerprint: String,
     /// Leave a job alone that is finished already, instead of starting it anew.
     pub once: bool,
+    /// Read deletions behind the range as well, up to where the live group is: the markers that they
+    /// left in the store may be gone.
+    pub later_deletions: bool,
 }
 
 impl RangeJob {
@@ -60,6 +65,17 @@ impl RangeJob {
         let range = self.range.canonical();
         let rest = [self.name.as_str(), &range, &self.fingerprint];
         digest::of_parts(topics.into_iter().chain(rest), DIGEST_DIGITS)
+    }
+
+    /// Partitions behind whose ranges deletions are read. A range of times is one of all partitions, also
+    /// of those in which it is empty: a document's later records may stand in another one.
+    fn read_behind(&self, spans: &HashMap<TopicPartition, Span>) -> Vec<TopicPartition> {
+        let is_read = |(_, span): &(&TopicPartition, &Span)| match self.range {
+            RangeSpec::Times { .. } => true,
+            RangeSpec::Offsets(_) => span.offsets() > 0,
+        };
+        let read = spans.iter().filter(is_read);
+        read.map(|(partition, _)| partition.clone()).collect()
     }
 
     /// The settings of the job's consumer: the live group is never touched.
@@ -95,6 +111,9 @@ pub struct RangePosition {
     pub partition: TopicPartition,
     /// What the job reads of it.
     pub span: Span,
+    /// After the last offset that is read: the end of `span`, or further where deletions are read
+    /// behind it.
+    pub last: i64,
     /// Everything below is accounted for.
     pub next: i64,
 }
@@ -104,13 +123,18 @@ impl RangePosition {
     pub fn done(&self) -> u64 {
         let next = self
             .next
-            .clamp(self.span.begin, self.span.end.max(self.span.begin));
+            .clamp(self.span.begin, self.last.max(self.span.begin));
         u64::try_from(next - self.span.begin).unwrap_or(0)
+    }
+
+    /// Offsets of the range, and those behind it in which deletions are looked for.
+    pub fn offsets(&self) -> u64 {
+        u64::try_from(self.last - self.span.begin).unwrap_or(0)
     }
 
     /// Whether all of it is.
     pub fn is_done(&self) -> bool {
-        self.next >= self.span.end
+        self.next >= self.last
     }
 }
 
@@ -133,10 +157,7 @@ pub struct RangeProgress {
 impl RangeProgress {
     /// Offsets of the whole job.
     pub fn total(&self) -> u64 {
-        self.positions
-            .iter()
-            .map(|position| position.span.offsets())
-            .sum()
+        self.positions.iter().map(RangePosition::offsets).sum()
     }
 
     /// Offsets that are accounted for.
@@ -163,6 +184,7 @@ mod tests {
             },
             fingerprint: "f".to_owned(),
             once: false,
+            later_deletions: true,
         }
     }
 
@@ -207,6 +229,7 @@ mod tests {
         let at = |next| RangePosition {
             partition: TopicPartition::new("t", 0),
             span: Span { begin: 10, end: 20 },
+            last: 20,
             next,
         };
         assert_eq!((at(0).done(), at(15).done(), at(99).done()), (0, 5, 10));

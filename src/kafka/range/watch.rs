@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::client;
-use super::super::inspect::Inspector;
+use super::super::inspect::{Inspector, patiently};
 use super::super::rebalance::{Phase, Shared};
 use super::super::settings::KafkaSettings;
 use super::agree::JobPlan;
@@ -21,6 +21,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a partition delivers nothing before its end is looked for in a gap; it doubles.
 const IDLE: Duration = Duration::from_secs(2);
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
+/// How often it is asked where the live group is, for deletions behind the range. A deletion's marker
+/// lives for an hour at least.
+const ASK_LIVE_EVERY: Duration = Duration::from_secs(300);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
@@ -30,7 +33,17 @@ pub(crate) struct Watch {
     settings: KafkaSettings,
     partitions: Vec<TopicPartition>,
     plan: Arc<JobPlan>,
+    /// Where the live group is asked for, where deletions behind the range are read.
+    live: Option<Live>,
     said: Option<Instant>,
+}
+
+/// The live group, as the job looks at it.
+struct Live {
+    inspector: Inspector,
+    /// Partitions behind whose ranges deletions are read.
+    partitions: Vec<TopicPartition>,
+    asked: Instant,
 }
 
 /// A partition that has delivered nothing for a while.
@@ -42,11 +55,15 @@ struct Idle {
 
 impl Watch {
     /// Decides what the job is: asks for the offsets of the range and for what was done before.
-    /// `settings` are those of the job's consumer.
+    /// `settings` are those of the job's consumer, `live` those of the live group.
     ///
     /// # Errors
     /// When a topic does not exist, the range names what does not exist, or nobody answers.
-    pub(crate) fn open(settings: &KafkaSettings, job: &RangeJob) -> Result<Self, SourceError> {
+    pub(crate) fn open(
+        settings: &KafkaSettings,
+        live: &KafkaSettings,
+        job: &RangeJob,
+    ) -> Result<Self, SourceError> {
         let inspector = Inspector::new(settings)?;
         let mut partitions = Vec::new();
         for topic in settings.topics() {
@@ -69,13 +86,19 @@ impl Watch {
             Ok((fresh, states))
         };
         let (fresh, states) = patiently(settings.connect_timeout(), ask)?;
+        let live = match job.later_deletions {
+            true => Some(Live::open(live, job.read_behind(&fresh))?),
+            false => None,
+        };
+        let (live, positions) = live.unzip();
         let run = uuid::Uuid::new_v4().simple().to_string();
-        let plan = JobPlan::new(settings.group_id.clone(), run, fresh, &states);
+        let plan = JobPlan::new(settings.group_id.clone(), run, fresh, positions, &states);
         Ok(Self {
             inspector,
             settings: settings.clone(),
             partitions,
             plan: Arc::new(plan),
+            live,
             said: None,
         })
     }
@@ -98,6 +121,7 @@ impl Watch {
                         self.look();
                         looked = Some(Instant::now());
                     }
+                    self.follow_live(&shared);
                     self.look_for_gaps(&shared, &mut idle);
                 }
                 // What was committed last, on the way out, belongs to the account of this run.
@@ -115,6 +139,30 @@ impl Watch {
                     self.said = Some(Instant::now());
                     tracing::warn!(%error, "how far the backfill is cannot be asked for; trying again");
                 }
+            }
+        }
+    }
+
+    /// Moves the end of what is read of partitions along with the live group, as long as their ranges are
+    /// being read.
+    fn follow_live(&mut self, shared: &Shared) {
+        let Some(live) = self.live.as_mut().filter(|live| live.is_due()) else {
+            return;
+        };
+        match live.ask() {
+            Ok(positions) => self.plan.note_live(positions),
+            Err(error) => {
+                tracing::warn!(%error, "where the live group is cannot be asked for; trying again");
+                return;
+            }
+        }
+        let mut desk = shared.desk.lock();
+        for partition in desk.partitions() {
+            let Some(held) = desk.get_mut(&partition.topic, partition.partition) else {
+                continue;
+            };
+            if let Some(next) = held.next.filter(|_| !held.ended) {
+                held.end = self.plan.extended_end(&partition, next).max(held.end);
             }
         }
     }
@@ -157,6 +205,35 @@ impl Watch {
     }
 }
 
+impl Live {
+    fn open(
+        settings: &KafkaSettings,
+        partitions: Vec<TopicPartition>,
+    ) -> Result<(Self, HashMap<TopicPartition, i64>), SourceError> {
+        let mut live = Self {
+            inspector: Inspector::new(settings)?,
+            partitions,
+            asked: Instant::now(),
+        };
+        let positions = patiently(settings.connect_timeout(), || live.positions())?;
+        live.asked = Instant::now();
+        Ok((live, positions))
+    }
+
+    fn is_due(&self) -> bool {
+        self.asked.elapsed() >= ASK_LIVE_EVERY
+    }
+
+    fn ask(&mut self) -> Result<HashMap<TopicPartition, i64>, SourceError> {
+        self.asked = Instant::now();
+        self.positions()
+    }
+
+    fn positions(&self) -> Result<HashMap<TopicPartition, i64>, SourceError> {
+        ask::live_positions(&self.inspector.consumer, &self.partitions)
+    }
+}
+
 /// Partitions that have not reached their end, with what comes next; none while the pipeline holds
 /// the source back.
 fn waiting(shared: &Shared) -> Vec<(TopicPartition, Generation, i64, i64)> {
@@ -175,21 +252,4 @@ fn waiting(shared: &Shared) -> Vec<(TopicPartition, Generation, i64, i64)> {
             ))
         })
         .collect()
-}
-
-/// Asks again for a while: a group that is new to a cluster has no coordinator yet.
-fn patiently<T>(
-    patience: Duration,
-    ask: impl Fn() -> Result<T, SourceError>,
-) -> Result<T, SourceError> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match ask() {
-            Err(SourceError::Transient(reason)) if Instant::now() < deadline => {
-                tracing::debug!(reason, "the backfill is not known yet; asking again");
-                thread::sleep(LOOK_EVERY);
-            }
-            answer => return answer,
-        }
-    }
 }

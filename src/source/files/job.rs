@@ -158,6 +158,12 @@ impl Job {
         (self.started << FILE_BITS) + file.unwrap_or_default()
     }
 
+    /// What makes it the same job, in one text.
+    pub(super) fn id(&self) -> String {
+        let stem = self.state_file.file_stem().unwrap_or_default();
+        format!("files:{}", stem.to_string_lossy())
+    }
+
     /// The files that are not done: index, partition, record to go on at.
     pub(super) fn unfinished(&self) -> Vec<(usize, TopicPartition, i64)> {
         self.files

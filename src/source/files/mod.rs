@@ -176,6 +176,11 @@ impl FilesSource {
         }
     }
 
+    /// What makes it the same job, in one text: name, fingerprint and files.
+    pub fn job_id(&self) -> String {
+        self.shared.job.lock().id()
+    }
+
     /// Whether everything of all files is committed; then the next start of the job begins anew.
     pub fn is_finished(&self) -> bool {
         self.shared.job.lock().is_finished()

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::store::{Expectation, Store, StoreError, StoreKind, StoreSettings};
+use crate::store::{Expectation, Store, StoreError, StoreKind, StoreSettings, groups};
 
 mod declaration;
 mod plan;
@@ -248,7 +248,7 @@ async fn take(store: &dyn Store, target: &Target, step: &Step) -> Result<(), Sto
         Step::CreateCollection { .. } => {
             // With its space from the first moment on, so that of two workers with different models that
             // both begin here, one is refused.
-            let metadata = BTreeMap::from([fingerprint(target)]);
+            let metadata = BTreeMap::from([fingerprint(target), groups::empty_list()]);
             admin
                 .create_collection(target.expectation.vector.clone(), metadata)
                 .await

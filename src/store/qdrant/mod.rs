@@ -33,6 +33,9 @@ use error::{completed, from_client, redacted};
 /// Conditional writes came with this version; an older server would ignore the condition and let
 /// older documents overwrite newer ones.
 const OLDEST_SERVER: (u64, u64) = (1, 16);
+/// From this version on a server evaluates the condition of a write once; an older one evaluates it again
+/// when it replays its log after a crash (qdrant/qdrant#9575).
+const FIRST_SOUND_REPLAY: (u64, u64) = (1, 19);
 /// How long a start may take until it is given up.
 const START_BOUND: Duration = Duration::from_secs(25);
 
@@ -45,6 +48,8 @@ pub struct QdrantStore {
     in_flight: Semaphore,
     /// Read once, before the first write.
     vector: OnceLock<Vector>,
+    /// What the server's version does not promise.
+    warnings: Vec<String>,
 }
 
 struct Vector {
@@ -69,18 +74,21 @@ impl QdrantStore {
             config.set_api_key(key);
         }
         let client = config.build().map_err(from_client)?;
-        let store = Self {
+        let mut store = Self {
             client,
             key,
             settings: settings.clone(),
             in_flight: Semaphore::new(settings.concurrency),
             vector: OnceLock::new(),
+            warnings: Vec::new(),
         };
-        store.greet().await?;
+        let version = store.greet().await?;
+        store.warnings.extend(warning_of(&version));
         Ok(store)
     }
 
-    async fn greet(&self) -> Result<(), StoreError> {
+    /// Looks whether the server answers, takes the key and is new enough; gives its version.
+    async fn greet(&self) -> Result<String, StoreError> {
         let url = &self.settings.url;
         // A health check needs no key everywhere, so that the key is tried too.
         let questions = async {
@@ -117,13 +125,13 @@ impl QdrantStore {
                  an older one lets older documents overwrite newer ones",
                 OLDEST_SERVER.0, OLDEST_SERVER.1
             ))),
-            Some(_) => Ok(()),
+            Some(_) => Ok(version),
             None => {
                 tracing::warn!(
                     version,
                     "the Qdrant server names no version that can be read"
                 );
-                Ok(())
+                Ok(version)
             }
         }
     }
@@ -212,6 +220,19 @@ fn parse_version(version: &str) -> Option<(u64, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// What to say of a server of this version; nothing where it keeps every promise, or is not known.
+fn warning_of(version: &str) -> Option<String> {
+    let found = parse_version(version)?;
+    (found < FIRST_SOUND_REPLAY).then(|| {
+        format!(
+            "the Qdrant server has version {version}: after a crash a server below {}.{} evaluates the conditions \
+             of its last writes again, and where a deletion marker has been removed since, an older document can \
+             come back; use {0}.{1} or newer for the whole guarantee",
+            FIRST_SOUND_REPLAY.0, FIRST_SOUND_REPLAY.1
+        )
+    })
+}
+
 impl Store for QdrantStore {
     fn write(
         &self,
@@ -294,6 +315,10 @@ impl Store for QdrantStore {
         })
     }
 
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
     fn admin(&self) -> &dyn Admin {
         self
     }
@@ -316,5 +341,19 @@ mod tests {
         assert_eq!(parse_version("v1.20.0-dev"), Some((1, 20)));
         assert_eq!(parse_version(""), None);
         assert!(parse_version("1.9.1") < Some(OLDEST_SERVER));
+    }
+
+    #[test]
+    fn a_server_that_evaluates_conditions_again_is_warned_about() {
+        for version in ["1.16.0", "1.18.3", "v1.18.0-dev"] {
+            let warning = warning_of(version).unwrap();
+            assert!(
+                warning.contains(version) && warning.contains("1.19"),
+                "{warning}"
+            );
+        }
+        for version in ["1.19.0", "1.20.1", "2.0.0", ""] {
+            assert_eq!(warning_of(version), None, "{version}");
+        }
     }
 }

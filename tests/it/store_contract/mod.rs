@@ -2,7 +2,7 @@
 //! test server, or against a real one where `TCBERT_TEST_QDRANT_URL` names it.
 
 mod embedded;
-mod harness;
+pub(crate) mod harness;
 mod migrations;
 mod server;
 mod versions;
