@@ -50,6 +50,8 @@ async fn a_closed_range_does_not_bring_back_what_was_deleted_behind_it() {
     let ground = Ground::new(1);
     let topic = apache_kafka::unique("deleted-later");
     kafka.create_topic(&topic, 2, &[]);
+    let dead_letters = format!("{topic}-dead");
+    kafka.create_topic(&dead_letters, 1, &[]);
     let day = |day: i64| {
         let first: jiff::Timestamp = "2026-11-01T00:00:00Z".parse().unwrap();
         first.as_millisecond() + day * 86_400_000
@@ -101,7 +103,8 @@ async fn a_closed_range_does_not_bring_back_what_was_deleted_behind_it() {
         command
             .env("TCBERT__KAFKA__BROKERS", kafka.bootstrap_servers())
             .env("TCBERT__KAFKA__TOPIC", &topic)
-            .env("TCBERT__KAFKA__GROUP_ID", &topic);
+            .env("TCBERT__KAFKA__GROUP_ID", &topic)
+            .env("TCBERT__KAFKA__DEAD_LETTER_TOPIC", &dead_letters);
         report(&mut command)
     };
     let done = backfill(&[]);

@@ -344,6 +344,19 @@ async fn a_worker_stops_where_its_collection_is_replaced_under_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_stops_where_its_folder_is_removed_under_it() {
+    let place = Place::embedded();
+    place.ground.produce(&documents("doc", 20));
+    let running = place.spawn(&["run"]);
+    wait_until("the commits", || place.committed() == 20).await;
+    std::fs::remove_dir_all(place.ground.folder.path().join("store")).unwrap();
+    let output = finish(running);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    place.is_rejected();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_workers_of_a_new_group_start_at_the_same_moment() {
     let place = Place::server();
     place.ground.produce(&documents("doc", 40));
