@@ -117,7 +117,7 @@ fn tells_what_to_do(text: &str) {
 /// Twenty records of the first topic were read; the group's commit survives it. Today's records at
 /// 0 to 19 must not be skipped.
 #[test]
-fn offsets_of_another_topic_of_the_same_name_are_not_gone_on_with() {
+fn offsets_of_another_topic_of_the_same_name_are_not_resumed() {
     let Some(kafka) = apache_kafka::shared("offsets_of_another_topic_of_the_same_name") else {
         return;
     };
