@@ -4,6 +4,7 @@
 //! what was committed since, so that a log that was replaced unnoticed is found.
 
 use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -113,7 +114,18 @@ impl CheckThread {
     pub(super) fn spawn(self) -> std::io::Result<thread::JoinHandle<()>> {
         thread::Builder::new()
             .name("kafka-check".to_owned())
-            .spawn(move || self.run())
+            .spawn(move || {
+                let consumer = Weak::clone(&self.consumer);
+                // Otherwise what waits for it would stay paused, in silence.
+                if panic::catch_unwind(AssertUnwindSafe(|| self.run())).is_err()
+                    && let Some(consumer) = consumer.upgrade()
+                {
+                    consumer.context().fail(SourceError::Fatal(
+                        "the thread that checks logs panicked; this is a defect of the worker"
+                            .to_owned(),
+                    ));
+                }
+            })
     }
 
     fn run(self) {

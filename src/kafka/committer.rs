@@ -2,7 +2,8 @@
 //! so that none overtakes another and each failure is known. (The client reports nothing of a
 //! commit that nobody waits for: rdkafka listens to events, librdkafka calls a callback only.)
 
-use std::sync::{Arc, Weak};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Once, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
 use super::client;
+use super::log_identity::LogNote;
 use super::rebalance::{GroupConsumer, Phase, Shared};
 use crate::source::{CommitOffset, SourceError};
 
@@ -92,8 +94,19 @@ pub(super) fn spawn(
     thread::Builder::new()
         .name("kafka-commit".to_owned())
         .spawn(move || {
-            while shared.phase() != Phase::Closing {
-                work.step(&consumer, &shared, interval);
+            let serve = || {
+                while shared.phase() != Phase::Closing {
+                    work.step(&consumer, &shared, interval);
+                }
+            };
+            // Otherwise nothing would be committed any more, in silence.
+            if panic::catch_unwind(AssertUnwindSafe(serve)).is_err()
+                && let Some(consumer) = consumer.upgrade()
+            {
+                consumer.context().fail(SourceError::Fatal(
+                    "the thread that commits offsets panicked; this is a defect of the worker"
+                        .to_owned(),
+                ));
             }
         })
 }
@@ -161,16 +174,41 @@ fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
 
 /// Commits offsets and waits for the broker; nothing to commit is no error.
 fn commit(consumer: &GroupConsumer, offsets: &[CommitOffset]) -> KafkaResult<()> {
+    static SAID: Once = Once::new();
     if offsets.is_empty() {
         return Ok(());
     }
+    match commit_saying(consumer, offsets, true) {
+        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "the broker's offset.metadata.max.bytes does not let commits say which log they belong to: \
+                     whether a topic was recreated is not checked"
+                );
+            });
+            commit_saying(consumer, offsets, false)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Commits offsets, with what is known of the logs that they belong to or without it.
+fn commit_saying(
+    consumer: &GroupConsumer,
+    offsets: &[CommitOffset],
+    with_logs: bool,
+) -> KafkaResult<()> {
+    let shared = &consumer.context().shared;
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for offset in offsets {
         let at = Offset::Offset(offset.next_offset);
         let CommitOffset { partition, .. } = offset;
         list.add_partition_offset(&partition.topic, partition.partition, at)?;
-        let shared = &consumer.context().shared;
-        let log = shared.desk.lock().log_note(offset);
+        let log = if with_logs {
+            shared.desk.lock().log_note(offset)
+        } else {
+            LogNote::default()
+        };
         let metadata = match &shared.job {
             Some(job) => job.metadata(partition, log).unwrap_or_default(),
             None => log.to_metadata(),

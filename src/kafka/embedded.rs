@@ -281,6 +281,8 @@ pub enum InjectedError {
     TooLarge,
     /// The user may not.
     NotAuthorized,
+    /// The partition does not have the offset.
+    OffsetOutOfRange,
     /// An error that says nothing; the client does not try again by itself.
     Unknown,
 }
@@ -295,6 +297,7 @@ impl InjectedError {
             Self::TooLarge => Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
             Self::Unknown => Code::RD_KAFKA_RESP_ERR_UNKNOWN,
             Self::NotAuthorized => Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+            Self::OffsetOutOfRange => Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE,
         }
     }
 }

@@ -19,6 +19,7 @@ mod rebalance;
 mod settings;
 mod source;
 mod start;
+mod text;
 
 pub use check::CountStoredBeyond;
 pub use counters::SourceCounters;

@@ -13,8 +13,9 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use super::client;
 use super::compare;
 use super::desk::Begin;
-use super::rebalance::{self, GroupConsumer, Phase, Shared};
+use super::rebalance::{self, GroupConsumer, Other, Phase, Shared};
 use super::start;
+use super::text;
 use crate::document::{RecordPosition, TopicPartition};
 use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
 
@@ -127,7 +128,7 @@ impl PollThread {
     fn waits_for_room(&mut self) -> bool {
         if self.quiet || self.has_room() || !self.shared.desk.lock().chunk_is_full() {
             self.full_since = None;
-            return false;
+            return;
         }
         let since = *self.full_since.get_or_insert_with(Instant::now);
         if since.elapsed() < PAUSE_AFTER {
@@ -300,7 +301,7 @@ impl PollThread {
         self.check_at = None;
         let request = self.shared.desk.lock().check_again();
         if request.is_empty() {
-            return;
+            return false;
         }
         let partitions: Vec<TopicPartition> = request
             .iter()
@@ -318,7 +319,7 @@ impl PollThread {
         if begins.is_empty() {
             return;
         }
-        let (starts, paused) = {
+        let (starts, others, paused) = {
             let mut desk = self.shared.desk.lock();
             let mut starts = Vec::with_capacity(begins.len());
             for begin in begins {
@@ -326,15 +327,27 @@ impl PollThread {
                     starts.push((begin.partition, begin.at));
                 }
             }
-            (starts, desk.paused)
+            let paused = desk.paused || self.quiet;
+            let starting = |partition: &TopicPartition| starts.iter().any(|(p, _)| p == partition);
+            let others: Vec<Other> = desk
+                .all()
+                .filter(|held| !starting(&held.partition))
+                .map(|held| Other {
+                    partition: held.partition.clone(),
+                    // Where nothing was delivered yet, an offset that is gone leads to another check.
+                    at: held.next.unwrap_or(0),
+                    rests: paused || held.checking || held.ended || held.leaving,
+                })
+                .collect();
+            (starts, others, paused)
         };
         if starts.is_empty() {
             return;
         }
         let list = start::list(&start::partitions_in(&starts));
-        let moved = rebalance::move_to(&self.consumer, &starts).and_then(|()| {
+        let moved = rebalance::move_to(&self.consumer, &starts, &others).and_then(|()| {
             // A pause outlives neither side's memory of it: say it either way.
-            if paused || self.quiet {
+            if paused {
                 self.consumer.pause(&list)
             } else {
                 self.consumer.resume(&list)
@@ -371,15 +384,27 @@ fn is_deletion(message: &BorrowedMessage<'_>) -> bool {
     message.payload().is_none() && message.key().is_some()
 }
 
-/// A message's headers in our form.
+/// A message's headers in our form. One whose name is not UTF-8 is left out: the client does not
+/// give it.
 pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Vec<Header> {
-    message.headers().map_or_else(Vec::new, |headers| {
-        headers
-            .iter()
-            .map(|header| Header {
-                name: header.key.to_owned(),
-                value: header.value.map(<[u8]>::to_vec),
-            })
-            .collect()
-    })
+    let Some(headers) = message.headers() else {
+        return Vec::new();
+    };
+    let header = |at| {
+        let Some(header) = text::guarded(|| headers.try_get(at)) else {
+            tracing::warn!(
+                topic = message.topic(),
+                partition = message.partition(),
+                offset = message.offset(),
+                "a header whose name is not UTF-8 is left out"
+            );
+            return None;
+        };
+        let header = header?;
+        Some(Header {
+            name: header.key.to_owned(),
+            value: header.value.map(<[u8]>::to_vec),
+        })
+    };
+    (0..headers.count()).filter_map(header).collect()
 }

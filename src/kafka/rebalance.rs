@@ -298,16 +298,26 @@ impl Callbacks {
 /// Time beyond the drain's bound in which the pipeline's answer may arrive.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
+/// A partition that is held and stays where it is.
+pub(super) struct Other {
+    pub(super) partition: TopicPartition,
+    /// The next record wanted.
+    pub(super) at: i64,
+    /// Whether it is not to be fetched.
+    pub(super) rests: bool,
+}
+
 /// Lets the client read on from these offsets. Where it has given up on a partition it does not
-/// seek, and only assigning it again helps.
+/// seek, and only assigning it again helps. `others` are all that are held beside those.
 pub(super) fn move_to(
     consumer: &GroupConsumer,
     starts: &[(TopicPartition, i64)],
+    others: &[Other],
 ) -> KafkaResult<()> {
     if starts.is_empty() {
         return Ok(());
     }
-    let offsets: HashMap<_, _> = starts
+    let mut offsets: HashMap<_, _> = starts
         .iter()
         .map(|(partition, start)| (partition.clone(), Offset::Offset(*start)))
         .collect();
@@ -332,18 +342,32 @@ pub(super) fn move_to(
     if unmoved.is_empty() {
         return Ok(());
     }
-    if matches!(
+    let is_cooperative = matches!(
         consumer.rebalance_protocol(),
         RebalanceProtocol::Cooperative
-    ) {
+    );
+    if is_cooperative {
         consumer.incremental_unassign(&start::list(&unmoved))?;
     } else {
-        // An assignment replaces the one before.
+        // An assignment replaces the one before: what is missing in it would not be read any more.
         unmoved = start::partitions_in(starts);
+        for other in others {
+            unmoved.push(other.partition.clone());
+            offsets.insert(other.partition.clone(), Offset::Offset(other.at));
+        }
     }
     assign(consumer, &unmoved, |partition| {
         offsets.get(partition).copied().unwrap_or(Offset::Offset(0))
-    })
+    })?;
+    if is_cooperative {
+        return Ok(());
+    }
+    let with = |rests: bool| -> Vec<TopicPartition> {
+        let others = others.iter().filter(|other| other.rests == rests);
+        others.map(|other| other.partition.clone()).collect()
+    };
+    consumer.pause(&start::list(&with(true)))?;
+    consumer.resume(&start::list(&with(false)))
 }
 
 fn assign(

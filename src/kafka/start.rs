@@ -12,6 +12,7 @@ use rdkafka::topic_partition_list::Offset;
 
 use super::log_identity::LogNote;
 use super::settings::OnMissingOffset;
+use super::text;
 use crate::document::TopicPartition;
 use crate::source::SourceError;
 
@@ -239,11 +240,11 @@ pub(super) fn commits<C: ConsumerContext>(
         return Ok(offsets);
     }
     let answer = consumer.committed_offsets(list(partitions), QUESTION_TIMEOUT)?;
-    for element in answer.elements() {
+    for element in &answer.elements() {
         element.error()?;
         if let Offset::Offset(offset) = element.offset() {
             let partition = TopicPartition::new(element.topic(), element.partition());
-            offsets.insert(partition, (offset, LogNote::parse(element.metadata())));
+            offsets.insert(partition, (offset, LogNote::parse(text::metadata(element))));
         }
     }
     Ok(offsets)

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::kafka_reader::{PATIENCE, Reader, failure_of, keys, records};
+use crate::wire;
 use tcbert_worker::document::{Receipt, TopicPartition};
 use tcbert_worker::kafka::{
     EmbeddedBroker, FailingRequest, InjectedError, KafkaSettings, KafkaSource, OnMissingOffset,
-    RangeJob, RangeSpec, SampleProducer, SampleRecord, group_positions,
+    Properties, RangeJob, RangeSpec, SampleProducer, SampleRecord, group_positions,
 };
 use tcbert_worker::source::{CommitMode, Header, Source, SourceError, SourceEvent, SourceRecord};
 use tcbert_worker::watermark::Watermarks;
@@ -563,4 +564,106 @@ fn an_eager_assignor_of_the_users_own_works() {
     }
     second.join().unwrap();
     assert!(first.revoked >= 2, "eager: everything is revoked first");
+}
+
+/// Any client but Java's sends such a name, and brokers keep it.
+#[test]
+fn a_header_whose_name_is_no_text_blocks_nothing() {
+    let (broker, producer) = broker(1);
+    let address = broker.bootstrap_servers();
+    producer.produce(TOPIC, &records(0..1, 1)).unwrap();
+    wire::produce_with_header(&address, (TOPIC, 0), (b"doc-1", b"v"), b"name\xff\xfe");
+    producer.produce(TOPIC, &records(2..3, 1)).unwrap();
+    let mut reader = Reader::start(&settings(&address));
+    reader.read_all(3);
+    assert_eq!(reader.unique_keys(), keys(0..3));
+    assert_eq!(reader.records[1].value.as_deref(), Some(&b"v"[..]));
+}
+
+/// As a client of another language may have committed.
+#[test]
+fn metadata_of_a_commit_that_is_no_text_says_nothing() {
+    let (broker, producer) = broker(2);
+    let address = broker.bootstrap_servers();
+    producer.produce(TOPIC, &records(0..20, 2)).unwrap();
+    let settings = settings(&address);
+    wire::commit_with_metadata(&address, &settings.group_id, (TOPIC, 0), 4, b"\xff\xfe{");
+    let mut reader = Reader::start(&settings);
+    reader.read_all(16);
+    assert_eq!(reader.keys.len(), 16);
+}
+
+/// An assignment replaces the one before: a partition that begins later must not displace others.
+#[test]
+fn with_an_eager_assignor_no_partition_displaces_another() {
+    let broker = EmbeddedBroker::start_cluster(2).unwrap();
+    broker.create_topic(TOPIC, 2).unwrap();
+    broker.move_leader(TOPIC, 0, 1).unwrap();
+    broker.move_leader(TOPIC, 1, 2).unwrap();
+    let address = broker.bootstrap_servers();
+    let producer = SampleProducer::new(&address).unwrap();
+    producer.produce(TOPIC, &records(0..20, 2)).unwrap();
+    let settings = KafkaSettings {
+        session_timeout_ms: 45_000,
+        properties: Properties::from_pairs([("partition.assignment.strategy", "range")]),
+        ..settings(&address)
+    };
+    let mut reader = Reader::start(&settings);
+    reader.read_all(20);
+    broker.broker_down(2).unwrap();
+    reader.run_for(Duration::from_millis(500));
+    broker
+        .fail_requests(FailingRequest::Fetch, InjectedError::OffsetOutOfRange, 1)
+        .unwrap();
+    // Partition 0 begins alone: the leader of partition 1 does not respond.
+    let first: Vec<_> = records(20..40, 2).into_iter().step_by(2).collect();
+    producer.produce(TOPIC, &first).unwrap();
+    reader.read_all(30);
+    broker.broker_up(2).unwrap();
+    reader.run_for(Duration::from_secs(4));
+    let later = SampleProducer::new(&address).unwrap();
+    later.produce(TOPIC, &records(40..60, 2)).unwrap();
+    reader.read_all(50);
+    assert_eq!(reader.keys.len(), 50, "nothing twice");
+}
+
+#[test]
+fn members_that_come_and_go_while_logs_are_checked_leave_no_partition_behind() {
+    let (broker, producer) = broker(6);
+    let settings = settings(&broker.bootstrap_servers());
+    producer.produce(TOPIC, &records(0..60, 6)).unwrap();
+    let mut first = Reader::start(&settings);
+    first.read_all(60);
+    first.commit(CommitMode::Wait).unwrap();
+    broker.delay_answers(Duration::from_millis(300)).unwrap();
+    for _ in 0..3 {
+        let settings = settings.clone();
+        let second = std::thread::spawn(move || {
+            let mut second = Reader::start(&settings);
+            second.run_for(Duration::from_millis(1_700));
+        });
+        while !second.is_finished() {
+            first.run_for(Duration::from_millis(50));
+        }
+        second.join().unwrap();
+    }
+    broker.delay_answers(Duration::ZERO).unwrap();
+    first.run_to("all partitions", |reader| reader.partitions() == 6);
+    producer.produce(TOPIC, &records(60..120, 6)).unwrap();
+    first.run_to("all records", |reader| reader.unique_keys() == keys(0..120));
+}
+
+#[test]
+fn a_dead_letter_with_a_header_whose_name_is_no_text_is_listed() {
+    const DEAD: &str = "dead";
+    let (broker, _producer) = broker(1);
+    broker.create_topic(DEAD, 1).unwrap();
+    let address = broker.bootstrap_servers();
+    wire::produce_with_header(&address, (DEAD, 0), (b"k", b"v"), b"\xff");
+    let settings = KafkaSettings {
+        dead_letter_topic: DEAD.to_owned(),
+        ..settings(&address)
+    };
+    let found = broker.read_dead_letters(&settings).unwrap();
+    assert_eq!(found.len(), 1);
 }

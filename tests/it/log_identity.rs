@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode as ClientCommit, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tcbert_worker::kafka::{
     CountStoredBeyond, KafkaSettings, KafkaSource, Properties, RangeJob, RangeSpec, SampleProducer,
@@ -416,4 +417,74 @@ fn a_log_that_an_unclean_election_cut_off_is_not_read_on() {
     drop(reader);
     // Nor is it after a restart.
     tells_what_to_do(&failure_of(&settings));
+}
+
+#[test]
+fn metadata_that_the_broker_finds_too_long_holds_up_no_commit() {
+    let Some(kafka) = apache_kafka::own(
+        "metadata_that_the_broker_finds_too_long",
+        1,
+        &[("offset.metadata.max.bytes", "64")],
+    ) else {
+        return;
+    };
+    let ground = Ground::new(&kafka);
+    ground.produce(&records(0..20, 1));
+    ground.read_and_leave(20);
+    let committed = ground.committed(&ground.settings().group_id);
+    assert_eq!(committed, (20, String::new()));
+    ground.produce(&records(20..25, 1));
+    ground.read_and_leave(5);
+}
+
+/// The offsets behind the last record are those of markers and of records that were taken back.
+#[test]
+fn records_that_were_taken_back_are_no_other_log() {
+    let Some(kafka) = apache_kafka::shared("records_that_were_taken_back") else {
+        return;
+    };
+    let topic = apache_kafka::unique("transactions");
+    kafka.create_topic(&topic, 1, &[]);
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.bootstrap_servers())
+        .set("transactional.id", &topic)
+        .create()
+        .unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    let send = |range: std::ops::Range<usize>, kept: bool| {
+        producer.begin_transaction().unwrap();
+        for number in range {
+            let (key, value) = (format!("doc-{number}"), format!("value {number}"));
+            let record = BaseRecord::to(&topic).key(&key).payload(&value);
+            producer.send(record).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+        if kept {
+            producer.commit_transaction(PATIENCE).unwrap();
+        } else {
+            producer.abort_transaction(PATIENCE).unwrap();
+        }
+    };
+    let settings = KafkaSettings {
+        topic: topic.clone(),
+        group_id: format!("{topic}-readers"),
+        brokers: kafka.bootstrap_servers().to_owned(),
+        session_timeout_ms: 6_000,
+        commit_interval_ms: 100,
+        ..KafkaSettings::default()
+    };
+    let mut next = 0;
+    for round in 0..3 {
+        send(next..next + 5, true);
+        send(900..905, false);
+        let mut reader = Reader::start(&settings);
+        reader.read_all(5);
+        reader.commit(CommitMode::Wait).unwrap();
+        assert_eq!(reader.unique_keys(), keys(next..next + 5), "{round}");
+        next += 5;
+        if round == 1 {
+            // The record that the commit names is gone.
+            kafka.expire_before(&topic, 0, 17);
+        }
+    }
 }

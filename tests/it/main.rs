@@ -43,3 +43,4 @@ mod stored_data;
 mod support;
 mod tidy;
 mod versions;
+mod wire;

@@ -16,6 +16,7 @@ use crate::document::TopicPartition;
 use crate::kafka::client::{self, Reporting};
 use crate::kafka::settings::KafkaSettings;
 use crate::kafka::start;
+use crate::kafka::text;
 use crate::source::SourceError;
 
 /// How long one question may take.
@@ -31,10 +32,10 @@ pub(super) fn states<C: ConsumerContext>(
 ) -> KafkaResult<HashMap<TopicPartition, State>> {
     let answer = consumer.committed_offsets(start::list(partitions), QUESTION_TIMEOUT)?;
     let mut states = HashMap::new();
-    for element in answer.elements() {
+    for element in &answer.elements() {
         element.error()?;
         if let Offset::Offset(next) = element.offset()
-            && let Some(note) = Note::parse(element.metadata())
+            && let Some(note) = Note::parse(text::metadata(element))
         {
             let partition = TopicPartition::new(element.topic(), element.partition());
             states.insert(partition, State { note, next });
