@@ -32,6 +32,10 @@ const PAUSE_AFTER: Duration = Duration::from_millis(100);
 const ROOM_CHECK: Duration = Duration::from_millis(10);
 /// Pause before it is checked again from where partitions go on.
 const CHECK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often a batch that fails its checksum is read again.
+const DAMAGE_REREADS: u32 = 3;
+/// Damage that is further apart has nothing to do with that before.
+const DAMAGE_COUNTS: Duration = Duration::from_secs(60);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,8 @@ pub(super) struct PollThread {
     begins: Receiver<Begin>,
     /// When to check again from where partitions go on: the client says only once that it gave up.
     check_at: Option<Instant>,
+    /// When a batch was last found damaged, and how often in a row.
+    damaged: Option<(Instant, u32)>,
 }
 
 impl PollThread {
@@ -67,6 +73,7 @@ impl PollThread {
             said_ended: false,
             begins,
             check_at: None,
+            damaged: None,
         }
     }
 
@@ -128,7 +135,7 @@ impl PollThread {
     fn waits_for_room(&mut self) -> bool {
         if self.quiet || self.has_room() || !self.shared.desk.lock().chunk_is_full() {
             self.full_since = None;
-            return;
+            return false;
         }
         let since = *self.full_since.get_or_insert_with(Instant::now);
         if since.elapsed() < PAUSE_AFTER {
@@ -254,6 +261,7 @@ impl PollThread {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::NoOffset => {
                 self.check_again();
             }
+            RDKafkaErrorCode::BadMessage => self.on_damage(),
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 if self.says(code) {
                     let reason = self.shared.faults.describe();
@@ -279,6 +287,24 @@ impl PollThread {
         }
     }
 
+    /// The client has found a batch that fails its checksum, and passes over it. What was damaged on
+    /// the way is whole when it is read again; what is damaged on the broker's disk ends the worker.
+    fn on_damage(&mut self) {
+        let recent = self.damaged.filter(|(at, _)| at.elapsed() < DAMAGE_COUNTS);
+        let times = recent.map_or(0, |(_, times)| times);
+        if times < DAMAGE_REREADS {
+            tracing::warn!("a batch of records fails its checksum; it is read again");
+            if self.check_again() {
+                self.damaged = Some((Instant::now(), times + 1));
+            }
+            return;
+        }
+        let text = "a batch of records fails its checksum whenever it is read, and the client would skip it; check the \
+                    broker's disk (kafka-dump-log finds it) and the network";
+        let error = SourceError::Fatal(text.to_owned());
+        self.consumer.context().fail(error);
+    }
+
     /// Whether trouble of this kind is to be spoken of again.
     fn says(&mut self, code: RDKafkaErrorCode) -> bool {
         let recent = |(_, at): &&(RDKafkaErrorCode, Instant)| at.elapsed() < REPEAT_LOG_AFTER;
@@ -295,9 +321,10 @@ impl PollThread {
         true
     }
 
-    /// The client found an offset that the topic does not have, and does not say of which partition:
-    /// all that are being read are paused, and the check thread decides where they go on.
-    fn check_again(&mut self) {
+    /// The client found an offset that the topic does not have, or passed over a damaged batch, and
+    /// does not say of which partition: all that are being read are paused, and the check thread
+    /// decides where they go on. False where there is nothing to check.
+    fn check_again(&mut self) -> bool {
         self.check_at = None;
         let request = self.shared.desk.lock().check_again();
         if request.is_empty() {
@@ -311,6 +338,7 @@ impl PollThread {
             tracing::warn!(%error, "partitions could not be paused");
         }
         self.consumer.context().check(request);
+        true
     }
 
     /// Reads on in partitions whose logs were checked.

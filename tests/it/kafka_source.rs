@@ -653,6 +653,24 @@ fn members_that_come_and_go_while_logs_are_checked_leave_no_partition_behind() {
     first.run_to("all records", |reader| reader.unique_keys() == keys(0..120));
 }
 
+/// The client would pass over it.
+#[test]
+fn a_batch_that_fails_its_checksum_is_not_skipped() {
+    let (broker, producer) = broker(1);
+    let address = broker.bootstrap_servers();
+    producer.produce(TOPIC, &records(0..1, 1)).unwrap();
+    wire::produce_damaged(&address, (TOPIC, 0), b"damaged");
+    producer.produce(TOPIC, &records(2..3, 1)).unwrap();
+    let mut reader = Reader::start(&settings(&address));
+    reader.run_to("a failure", |reader| reader.failure.is_some());
+    let failure = reader.failure.take().unwrap().to_string();
+    assert!(failure.contains("checksum"), "{failure}");
+    assert_eq!(reader.unique_keys(), keys(0..1));
+    reader.commit(CommitMode::Wait).unwrap();
+    let positions = group_positions(&settings(&address)).unwrap();
+    assert_eq!(positions[0].committed, Some(1));
+}
+
 #[test]
 fn a_dead_letter_with_a_header_whose_name_is_no_text_is_listed() {
     const DEAD: &str = "dead";

@@ -20,6 +20,15 @@ pub(crate) fn produce_with_header(
     produce(broker, partition, &batch);
 }
 
+/// Produces one record whose batch fails its checksum; only a broker that does not look takes it.
+pub(crate) fn produce_damaged(broker: &str, partition: (&str, i32), key: &[u8]) {
+    produce(
+        broker,
+        partition,
+        &batch((key, b"v"), b"name", |checksum| !checksum),
+    );
+}
+
 fn batch(
     (key, value): (&[u8], &[u8]),
     header: &[u8],
