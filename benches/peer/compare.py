@@ -23,8 +23,6 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from plain import plain
-
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = ROOT / "target" / "release" / "tcbert-worker"
 TAXONOMY = ROOT / "config" / "taxonomies" / "news.toml"
@@ -57,6 +55,9 @@ def main():
     for needed in (BINARY, ROOT / bundle / "bundle.toml", ROOT / peer_bundle / "bundle.toml"):
         if not needed.is_file():
             sys.exit(f"{needed} is missing; start this through `make bench-peer`")
+    # Only the peer's environment has what it imports.
+    from plain import plain
+
     with tempfile.TemporaryDirectory() as scratch, Broker() as broker:
         model = Path(scratch) / "plain.onnx"
         plain(ROOT / peer_bundle / "model.onnx", model)
