@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 
@@ -17,6 +18,8 @@ use crate::source::SourceError;
 
 /// How long to listen for why nothing answers.
 const FAULTS_WAIT: Duration = Duration::from_millis(100);
+/// How long one question for metadata may take before it is listened why nothing answers.
+const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The last fault that a client spoke of, for messages that say why nothing answers.
 #[derive(Debug, Clone, Default)]
@@ -131,9 +134,37 @@ pub(super) fn is_permanent(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// What the cluster says of `topic`, or of all topics, asked until `kafka.connect_timeout_ms` is over.
+/// Each attempt is short, so that a fault that no waiting repairs is told at once.
+///
+/// # Errors
+/// Fatal when no broker responds, or rejects us.
+pub(super) fn metadata<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: Option<&str>,
+    faults: &Faults,
+    settings: &KafkaSettings,
+) -> Result<Metadata, SourceError> {
+    let deadline = Instant::now() + settings.connect_timeout();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let error = match consumer.fetch_metadata(topic, left.min(METADATA_TIMEOUT)) {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) => error,
+        };
+        listen(consumer);
+        if let Some(refused) = refusal(faults, settings) {
+            return Err(refused);
+        }
+        if Instant::now() >= deadline {
+            return Err(unreachable(&error, faults, settings));
+        }
+    }
+}
+
 /// Listens for why nothing answers. Faults arrive with the poll, among log lines that it hides; a
 /// consumer without subscription delivers nothing else.
-pub(super) fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
+fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
     let until = Instant::now() + FAULTS_WAIT;
     while Instant::now() < until {
         consumer.poll(FAULTS_WAIT / 10);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::client::{self, Reporting};
@@ -53,13 +53,8 @@ impl Inspector {
 
     /// Partitions of a topic, or the error that the broker has for it.
     fn look_up(&self, topic: &str) -> Result<Result<Vec<i32>, RDKafkaErrorCode>, SourceError> {
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(topic), self.settings.connect_timeout())
-            .map_err(|error| {
-                client::listen(&self.consumer);
-                client::unreachable(&error, &self.reporting.faults, &self.settings)
-            })?;
+        let (faults, settings) = (&self.reporting.faults, &self.settings);
+        let metadata = client::metadata(&self.consumer, Some(topic), faults, settings)?;
         let known = metadata.topics().iter().find(|known| known.name() == topic);
         Ok(match known.map(|known| (known, known.error())) {
             None => Ok(Vec::new()),

@@ -25,8 +25,6 @@ use crate::source::{CommitMode, CommitOffset, Source, SourceError, SourceEvent};
 /// Most records of one chunk, however much the queue may hold: a chunk is the unit that the
 /// pipeline takes at once.
 const MAX_CHUNK_RECORDS: usize = 1024;
-/// How long one question for the topic may take at the start.
-const METADATA_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often the client says how far behind it is.
 const LAG_INTERVAL_MS: &str = "5000";
 const WATCH_TICK: Duration = Duration::from_millis(10);
@@ -318,20 +316,6 @@ fn connect(
     shared: &Shared,
     settings: &KafkaSettings,
 ) -> Result<(), SourceError> {
-    let deadline = Instant::now() + settings.connect_timeout();
     let topics = settings.topics();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let answer = consumer.fetch_metadata(topics.first().copied(), left.min(METADATA_TIMEOUT));
-        let Err(error) = answer else {
-            return Ok(());
-        };
-        client::listen(consumer);
-        if let Some(refused) = client::refusal(&shared.faults, settings) {
-            return Err(refused);
-        }
-        if Instant::now() >= deadline {
-            return Err(client::unreachable(&error, &shared.faults, settings));
-        }
-    }
+    client::metadata(consumer, topics.first().copied(), &shared.faults, settings).map(drop)
 }

@@ -127,12 +127,7 @@ impl Reader {
             .create_with_context(reporting.clone())
             .map_err(|error| failed("the kafka client cannot be set up", error))?;
         let topic = kafka.dead_letter_topic.clone();
-        let metadata = consumer
-            .fetch_metadata(Some(&topic), kafka.connect_timeout())
-            .map_err(|error| {
-                client::listen(&consumer);
-                client::unreachable(&error, &reporting.faults, kafka)
-            })?;
+        let metadata = client::metadata(&consumer, Some(&topic), &reporting.faults, kafka)?;
         let known = metadata.topics().iter().find(|known| known.name() == topic);
         if let Some(error) = known.and_then(|known| known.error()) {
             return Err(SourceError::Fatal(format!(
