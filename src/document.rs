@@ -200,7 +200,7 @@ impl Version {
 }
 
 /// The latest time that a record may have: the present plus a tolerance. A later one is a mistake of
-/// whoever wrote it, and would keep everything out that comes after.
+/// its producer, and would keep everything out that comes after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LatestTime(i64);
 

@@ -74,7 +74,7 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
             let mark = match (check.passed, check.warnings.is_empty()) {
                 (true, true) => Cell::new("ok").fg(Color::Green),
                 (true, false) => Cell::new("warning").fg(Color::Yellow),
-                (false, _) => Cell::new("mend").fg(Color::Red),
+                (false, _) => Cell::new("fix").fg(Color::Red),
             };
             table.add_row(vec![Cell::new(check.name), mark, Cell::new(check.text())]);
         }

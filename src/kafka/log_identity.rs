@@ -1,5 +1,5 @@
 //! The identity of a log: a delivered record, known by its offset, timestamp and content. A topic
-//! that was deleted and created again, or a log that was truncated and written anew, holds another
+//! that was deleted and created again, or a log that was truncated and written again, holds another
 //! record at that offset. Pure: knows no client.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -107,7 +107,7 @@ impl Refusal {
             Self::Gap(gap) => gap.is_reset().then(|| gap.describe()),
             Self::Replaced(partition, offset) => Some(format!(
                 "offset {offset} of {partition} holds another record than the one that was read \
-                 there: the topic was recreated, or its log was truncated and written anew"
+                 there: the topic was recreated, or its log was truncated and written again"
             )),
             Self::Missing(_) | Self::Recreated(..) => None,
         }
@@ -139,7 +139,7 @@ pub(super) fn decide(
         wanted,
         log,
     };
-    // Within a partition the offset says what is newer. Offsets that begin anew would let what is stored
+    // Within a partition the offset says what is newer. Offsets that start again would let what is stored
     // win over what comes, in silence: nobody can accept that.
     if policy.accept_gap && !gap.is_reset() {
         Ok((log.low, Some(gap)))
@@ -183,7 +183,7 @@ pub(super) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
     }
     if !reset.is_empty() {
         sentences.push(format!(
-            "{}; its offsets begin anew, so that documents stored from its earlier life would count as newer than \
+            "{}; its offsets start again, so that documents stored from its earlier life would count as newer than \
              what comes now, which --accept-gap does not change: name a new store.collection (or delete the old \
              one) and a new kafka.group_id, and the whole topic is read",
             shorten(&reset, "; ")
@@ -191,7 +191,7 @@ pub(super) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
     }
     if !recreated.is_empty() {
         sentences.push(format!(
-            "the store holds {}: the topic was deleted and created again, its offsets begin anew, \
+            "the store holds {}: the topic was deleted and created again, its offsets start again, \
              and what is stored would count as newer than what comes; name a new store.collection, \
              or delete the old one",
             shorten(&recreated, ", ")
