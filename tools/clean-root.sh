@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The release check: the two commands of README.md on a machine that has nothing else.
 #
-#     tools/clean-root.sh [--suite bookworm|trixie] [--root FOLDER] [--mirror URL] [--only-prerequisites] [--keep]
+#     tools/clean-root.sh [--suite bookworm|trixie] [--root FOLDER] [--mirror URL] [--only-prerequisites] [--ci] [--keep]
 #
 #     --suite                which Debian (bookworm is 12, trixie is 13; bookworm)
 #     --root                 where the root is made, an absent folder (one below TMPDIR)
 #     --mirror               where debootstrap downloads from (its own default)
 #     --only-prerequisites   stop before the two commands, after some minutes
+#     --ci                   then install Java and Maven and run .ci/run there as well
 #     --keep                 leave the root for a look at it
 #
 # Makes a root with debootstrap's minbase, installs the line of packages that stands in README.md, copies this machine's
@@ -15,11 +16,12 @@
 # and then runs `make demo` and `make test`. Prints times and results.
 #
 # Exit code: 0 all passed without a failed test, 1 something did not, 2 it could not be tried.
-# Needs root (chroot and mount), debootstrap, git and Rust. No Java is installed: the tests against Apache Kafka skip.
+# Needs root (chroot and mount), debootstrap, git and Rust. The two commands run without Java, so that the tests against
+# Apache Kafka skip; --ci requires them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-suite=bookworm root='' mirror='' only_prerequisites='' keep=''
+suite=bookworm root='' mirror='' only_prerequisites='' ci='' keep=''
 # What root, toolchain, downloads and both builds take, with some room.
 needed_mb=14000
 # Within the root.
@@ -44,6 +46,7 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --only-prerequisites) only_prerequisites=yes ;;
+        --ci) ci=yes ;;
         --keep) keep=yes ;;
         --help) usage && exit 0 ;;
         *) cannot "unknown argument $1 (see --help)" ;;
@@ -208,10 +211,21 @@ fi
 
 step demo inside "cd $checkout && make demo" || failed=yes
 tail -n 2 "$logs/demo.log"
+# tests NAME: what the tests of a step came to.
+tests() {
+    awk '/^test result: / { passed += $4; failed += $6; ignored += $8 } /^SKIPPED/ { skipped += 1 }
+        END { printf "tests: %d passed, %d failed, %d ignored; %d of them skipped\n", passed, failed, ignored, skipped }' "$logs/$1.log"
+    grep -E '^test .*FAILED$' "$logs/$1.log" || true
+}
 step test inside "cd $checkout && make test" || failed=yes
-awk '/^test result: / { passed += $4; failed += $6; ignored += $8 } /^SKIPPED/ { skipped += 1 }
-    END { printf "tests: %d passed, %d failed, %d ignored; %d of them skipped\n", passed, failed, ignored, skipped }' "$logs/test.log"
-grep -E '^test .*FAILED$' "$logs/test.log" || true
+tests test
+if [ -n "$ci" ]; then
+    java_packages=$(sed -n 's/^On Debian, Java and Maven are the packages `\(.*\)`.*/\1/p' "$root$checkout/README.md")
+    [ -n "$java_packages" ] || cannot "README.md does not name the packages of Java and Maven"
+    step java inside "apt-get --yes install --no-install-recommends $java_packages"
+    step ci inside "cd $checkout && bash .ci/run" || failed=yes
+    tests ci
+fi
 du -sm "$root$checkout/target" "$root$home/.cargo" "$root$checkout/.deps" | sed "s|$root||"
 [ -z "$failed" ] || exit 1
-say "both commands passed on Debian $suite"
+say "both commands${ci:+ and .ci/run} passed on Debian $suite"
