@@ -286,11 +286,6 @@ impl Desk {
         self.held(partition).is_some_and(|held| held.ended)
     }
 
-    /// Whether a revocation is under way.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.all().any(|held| held.leaving)
-    }
-
     /// Bounded partitions that have ended and are still fetched.
     pub(super) fn take_newly_ended(&mut self) -> Vec<TopicPartition> {
         let held = self.topics.values_mut().flat_map(HashMap::values_mut);

@@ -21,8 +21,6 @@ use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
 
 /// Chunks that may wait in the channel; the queue's bounds are divided among them.
 pub(super) const QUEUE_CHUNKS: usize = 8;
-/// Places in the channel that records never take, for assignments, revocations and the end.
-pub(super) const CONTROL_PLACES: usize = 64;
 /// Longest wait for a record; a stop or a close is seen this late.
 const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a full chunk waits for room before fetching is paused: a pause throws away what the
@@ -42,7 +40,7 @@ const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 pub(super) struct PollThread {
     pub(super) consumer: Arc<GroupConsumer>,
     pub(super) shared: Arc<Shared>,
-    pub(super) events: Sender<SourceEvent>,
+    pub(super) records: Sender<SourceEvent>,
     /// Since when the chunk has been full without room for it.
     full_since: Option<Instant>,
     last_said: Vec<(RDKafkaErrorCode, Instant)>,
@@ -60,13 +58,13 @@ impl PollThread {
     pub(super) fn new(
         consumer: Arc<GroupConsumer>,
         shared: Arc<Shared>,
-        events: Sender<SourceEvent>,
+        records: Sender<SourceEvent>,
         begins: Receiver<Begin>,
     ) -> Self {
         Self {
             consumer,
             shared,
-            events,
+            records,
             full_since: None,
             last_said: Vec::new(),
             quiet: false,
@@ -153,7 +151,7 @@ impl PollThread {
 
     /// Only this thread sends records, so room that is seen stays.
     fn has_room(&self) -> bool {
-        self.events.len() < QUEUE_CHUNKS
+        self.records.len() < QUEUE_CHUNKS
     }
 
     fn pause_all(&self) {
@@ -238,17 +236,22 @@ impl PollThread {
             }
         };
         if !chunk.is_empty() {
-            match self.events.try_send(SourceEvent::Records(chunk)) {
-                Ok(()) => {}
-                // Cannot be full: only this thread sends. Whoever read is gone otherwise.
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                    self.shared.advance(Phase::Stopped);
-                }
-            }
+            self.send(SourceEvent::Records(chunk));
         }
         let paused = self.shared.desk.lock().paused;
-        if paused && self.events.len() <= QUEUE_CHUNKS / 2 {
+        if paused && self.records.len() <= QUEUE_CHUNKS / 2 {
             self.resume_all();
+        }
+    }
+
+    /// Sends where there is room; there is always for the end.
+    fn send(&self, event: SourceEvent) {
+        match self.records.try_send(event) {
+            Ok(()) => {}
+            // Cannot be full: only this thread sends. The reader is gone otherwise.
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.shared.advance(Phase::Stopped);
+            }
         }
     }
 
@@ -402,7 +405,7 @@ impl PollThread {
         }
         if finished {
             self.said_ended = true;
-            self.consumer.context().announce(SourceEvent::Ended);
+            self.send(SourceEvent::Ended);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
@@ -26,8 +26,6 @@ use super::start::{self, StartPolicy};
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, SourceError, SourceEvent};
 
-/// How long an event that must get through waits for a pipeline that reads nothing.
-const CONTROL_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the client may take to move to other offsets.
 const SEEK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -98,8 +96,10 @@ impl Shared {
 /// The callbacks of the consumer.
 pub(super) struct Callbacks {
     pub(super) shared: Arc<Shared>,
-    pub(super) events: Sender<SourceEvent>,
-    /// The other end of the channel, to take back what waits in it.
+    /// Changes of assignment and failures.
+    pub(super) control: Sender<SourceEvent>,
+    /// Both ends of the channel of records, to take back what waits in it.
+    pub(super) records: Sender<SourceEvent>,
     pub(super) waiting: Receiver<SourceEvent>,
     pub(super) committer: Committer,
     /// Partitions for the check thread.
@@ -193,12 +193,12 @@ impl Callbacks {
         if leaving.is_empty() {
             return;
         }
+        self.drop_waiting(&leaving);
         if lost {
             tracing::warn!(partitions = %named(&leaving), "partitions lost");
-            let lost = SourceEvent::Lost {
+            self.announce(SourceEvent::Lost {
                 partitions: leaving.clone(),
-            };
-            self.announce_before_records(lost, &leaving);
+            });
         } else if self.shared.phase() == Phase::Closing {
             tracing::debug!(partitions = %named(&leaving), "partitions left");
         } else {
@@ -217,7 +217,7 @@ impl Callbacks {
             partitions: leaving.to_vec(),
             reply,
         };
-        self.announce_before_records(revoked, leaving);
+        self.announce(revoked);
         // The pipeline keeps the bound by itself and needs a moment to answer.
         match answer.recv_timeout(self.shared.revoke_drain + ANSWER_GRACE) {
             Ok(offsets) => {
@@ -248,29 +248,23 @@ impl Callbacks {
         }
     }
 
-    /// Sends an event past the records that wait in the channel, which a slow pipeline may take
-    /// longer to work off than a revocation may last. Records of the partitions that leave are
-    /// dropped; everything else keeps its order.
-    fn announce_before_records(&self, event: SourceEvent, leaving: &[TopicPartition]) {
-        let mut behind = Vec::new();
+    /// Drops records of partitions that leave from those that wait for the pipeline; the others keep their
+    /// order. This is the thread that sends them, so that there is room.
+    fn drop_waiting(&self, leaving: &[TopicPartition]) {
         let waiting: Vec<SourceEvent> = self.waiting.try_iter().collect();
-        for waiting in waiting {
-            match waiting {
-                SourceEvent::Records(mut records) => {
-                    let before = records.len();
-                    records.retain(|record| !leaving.contains(&record.position.partition));
-                    let dropped = before - records.len();
-                    self.shared.counters.dropped.add(dropped as u64);
-                    if !records.is_empty() {
-                        behind.push(SourceEvent::Records(records));
-                    }
+        for mut event in waiting {
+            if let SourceEvent::Records(records) = &mut event {
+                let before = records.len();
+                records.retain(|record| !leaving.contains(&record.position.partition));
+                let dropped = before - records.len();
+                self.shared.counters.dropped.add(dropped as u64);
+                if records.is_empty() {
+                    continue;
                 }
-                control => self.announce(control),
             }
-        }
-        self.announce(event);
-        for records in behind {
-            self.announce(records);
+            if self.records.try_send(event).is_err() {
+                self.shared.advance(Phase::Stopped);
+            }
         }
     }
 
@@ -281,16 +275,10 @@ impl Callbacks {
         }
     }
 
-    /// Sends an event that must get through. The channel has places that records never take, so
-    /// this waits only for a pipeline that has stopped reading altogether.
-    pub(super) fn announce(&self, event: SourceEvent) {
-        match self.events.send_timeout(event, CONTROL_PATIENCE) {
-            Ok(()) => {}
-            Err(SendTimeoutError::Disconnected(_)) => self.shared.advance(Phase::Stopped),
-            Err(SendTimeoutError::Timeout(_)) => {
-                self.shared.advance(Phase::Stopped);
-                tracing::error!("nobody reads the source's events; it delivers nothing any more");
-            }
+    /// Tells the pipeline of a change, which passes the records that wait.
+    fn announce(&self, event: SourceEvent) {
+        if self.control.send(event).is_err() {
+            self.shared.advance(Phase::Stopped);
         }
     }
 }

@@ -14,13 +14,13 @@ use super::client;
 use super::committer::{self, Committer};
 use super::counters::SourceCounters;
 use super::desk::{ChunkBounds, Desk};
-use super::poll::{CONTROL_PLACES, PollThread, QUEUE_CHUNKS};
+use super::poll::{PollThread, QUEUE_CHUNKS};
 use super::range::{JobPlan, RangeJob, RangeProgress, Watch};
 use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
 use super::start::StartPolicy;
 use crate::document::{Generation, TopicPartition};
-use crate::source::{CommitMode, CommitOffset, Source, SourceError, SourceEvent};
+use crate::source::{CommitMode, CommitOffset, Events, Source, SourceError};
 
 /// Most records of one chunk, however much the queue may hold: a chunk is the unit that the
 /// pipeline takes at once.
@@ -51,7 +51,7 @@ impl Beside {
 pub struct KafkaSource {
     shared: Arc<Shared>,
     committer: Committer,
-    events: Receiver<SourceEvent>,
+    events: Events,
     /// Disconnected once the poll thread has ended.
     ended: Receiver<()>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -116,14 +116,17 @@ impl KafkaSource {
         });
         let drain = settings.revoke_drain();
         let shared = Arc::new(Shared::new(policy, drain, desk, job));
-        let (sender, events) = bounded(QUEUE_CHUNKS + CONTROL_PLACES);
+        let (control, announced) = unbounded();
+        // One place more, for the end of a bounded source.
+        let (records, delivered) = bounded(QUEUE_CHUNKS + 1);
         let (committer, commits) = committer::channel();
         let (checks, requests) = unbounded();
         let (begins, checked) = unbounded();
         let callbacks = Callbacks {
             shared: Arc::clone(&shared),
-            events: sender.clone(),
-            waiting: events.clone(),
+            control,
+            records: records.clone(),
+            waiting: delivered.clone(),
             committer: committer.clone(),
             checks,
         };
@@ -157,7 +160,7 @@ impl KafkaSource {
             count_stored_beyond: beside.stored,
         };
         check.spawn().map_err(no_thread)?;
-        let poll = PollThread::new(consumer, Arc::clone(&shared), sender, checked);
+        let poll = PollThread::new(consumer, Arc::clone(&shared), records, checked);
         let (alive, ended) = bounded(1);
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())
@@ -169,7 +172,7 @@ impl KafkaSource {
         Ok(Self {
             shared,
             committer,
-            events,
+            events: Events::new(announced, delivered),
             ended,
             thread: Mutex::new(Some(thread)),
             watch: Mutex::default(),
@@ -252,16 +255,12 @@ impl RangeStart {
 }
 
 impl Source for KafkaSource {
-    fn events(&self) -> Receiver<SourceEvent> {
+    fn events(&self) -> Events {
         self.events.clone()
     }
 
     fn delivers(&self, partition: &TopicPartition, generation: Generation) -> bool {
         self.shared.desk.lock().delivers(partition, generation)
-    }
-
-    fn is_revoking(&self) -> bool {
-        self.shared.desk.lock().is_leaving()
     }
 
     fn commit(&self, offsets: &[CommitOffset], mode: CommitMode) -> Result<(), SourceError> {

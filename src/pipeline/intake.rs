@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
+use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender};
 
 use super::{Context, PipelineError, Throttle, Wiring, spawn};
 use crate::document::TopicPartition;
-use crate::source::{CommitOffset, SourceEvent, SourceRecord};
+use crate::source::{CommitOffset, Events, SourceEvent, SourceRecord};
 
 /// How often the intake looks whether it shall stop while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
@@ -51,20 +51,22 @@ struct Intake<'a> {
 
 impl Intake<'_> {
     /// Reads events until the source is closed.
-    fn run(mut self, events: &Receiver<SourceEvent>) {
+    fn run(mut self, events: &Events) {
         loop {
-            self.pass_on();
+            self.pass_on(events);
             if self.delivered_all && self.waiting.is_empty() && self.admitted.is_none() {
                 self.delivered_all = false;
                 self.out = None;
                 self.state.ended.store(true, Ordering::Release);
                 self.context.wake.notify_one();
             }
-            // While records are held back no more are taken, but a revocation does not wait.
+            // While records are held back no more are taken, but a change of assignment does not wait.
             let holds = !self.waiting.is_empty() || self.admitted.is_some();
-            if holds && !self.context.source.is_revoking() {
+            if holds {
                 let wait = self.throttle.map_or(Duration::ZERO, Throttle::wait);
-                std::thread::sleep(wait.min(TICK));
+                if let Some(event) = events.control_within(wait.min(TICK)) {
+                    self.handle(event);
+                }
             } else if !self.take_event(events) {
                 return;
             }
@@ -79,7 +81,7 @@ impl Intake<'_> {
     }
 
     /// Passes records on as far as budget, throttle and the next stage allow.
-    fn pass_on(&mut self) {
+    fn pass_on(&mut self, events: &Events) {
         loop {
             if self.is_stopping() || self.out.is_none() {
                 // Records that were not admitted are not in the watermark: they are delivered again.
@@ -100,8 +102,8 @@ impl Intake<'_> {
                 self.admitted = None;
                 self.out = None;
             }
-            // A revocation must not wait for a store that is away.
-            if self.context.source.is_revoking() {
+            // A change of assignment must not wait for a store that is away.
+            if events.has_control() {
                 return;
             }
         }
@@ -120,16 +122,18 @@ impl Intake<'_> {
         }
     }
 
-    /// Puts a chunk in flight as far as the throttle allows; false when the throttle is exhausted.
+    /// Puts a chunk in flight as far as budget and throttle allow; false when the throttle is exhausted.
     fn admit(&mut self, chunk: Vec<SourceRecord>) -> bool {
         let mut records = still_ours(self.context, chunk);
-        if !self.context.ledger.wait_for_room(TICK) {
+        if records.is_empty() {
+            return true;
+        }
+        let room = self.context.ledger.wait_for_room(&records, TICK);
+        if room == 0 {
             self.waiting.push_front(records);
             return true;
         }
-        let allowed = self
-            .throttle
-            .map_or(records.len(), |throttle| throttle.take(records.len()));
+        let allowed = self.throttle.map_or(room, |throttle| throttle.take(room));
         let rest = records.split_off(allowed.min(records.len()));
         let records = self.context.ledger.admit(records);
         self.context.counters.delivered.add(records.len());
@@ -140,23 +144,37 @@ impl Intake<'_> {
         }
         self.waiting.push_front(rest);
         self.send_admitted(TICK);
-        false
+        allowed == room
     }
 
     /// Takes the next event; false when the source has gone.
-    fn take_event(&mut self, events: &Receiver<SourceEvent>) -> bool {
-        let context = self.context;
+    fn take_event(&mut self, events: &Events) -> bool {
         match events.recv_timeout(TICK) {
-            Ok(SourceEvent::Records(records)) => self.waiting.push_back(records),
-            Ok(SourceEvent::Assigned {
+            Ok(event) => self.handle(event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                if !self.state.closed.load(Ordering::Acquire) && !self.is_stopping() {
+                    self.context.fail(PipelineError::SourceVanished);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, event: SourceEvent) {
+        let context = self.context;
+        match event {
+            SourceEvent::Records(records) => self.waiting.push_back(records),
+            SourceEvent::Assigned {
                 partitions,
                 generation,
-            }) => {
+            } => {
                 tracing::info!(partitions = %listed(&partitions), generation = generation.0, "partitions assigned");
                 context.ledger.assign(&partitions, generation);
                 context.metrics.rebalance("assigned");
             }
-            Ok(SourceEvent::Revoked { partitions, reply }) => {
+            SourceEvent::Revoked { partitions, reply } => {
                 let offsets = self.drain(&partitions);
                 tracing::info!(partitions = %listed(&partitions), "partitions revoked");
                 context.metrics.rebalance("revoked");
@@ -164,23 +182,15 @@ impl Intake<'_> {
                 // The source may have given up waiting: its records are then delivered again elsewhere.
                 let _ = reply.send(offsets);
             }
-            Ok(SourceEvent::Lost { partitions }) => {
+            SourceEvent::Lost { partitions } => {
                 tracing::warn!(partitions = %listed(&partitions), "partitions lost; what is in flight is abandoned");
                 context.ledger.lose(&partitions);
                 context.metrics.rebalance("lost");
                 gone(context, &partitions);
             }
-            Ok(SourceEvent::Ended) => self.delivered_all = true,
-            Ok(SourceEvent::Failed(error)) => context.fail(PipelineError::Source(error)),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                if !self.state.closed.load(Ordering::Acquire) && !self.is_stopping() {
-                    context.fail(PipelineError::SourceVanished);
-                }
-                return false;
-            }
+            SourceEvent::Ended => self.delivered_all = true,
+            SourceEvent::Failed(error) => context.fail(PipelineError::Source(error)),
         }
-        true
     }
 
     /// Lets what is in flight of `partitions` finish within the bound, and gives their last offsets.
@@ -229,7 +239,7 @@ fn listed(partitions: &[TopicPartition]) -> String {
 pub(super) fn spawn_intake(
     context: &Arc<Context>,
     state: Arc<IntakeState>,
-    events: Receiver<SourceEvent>,
+    events: Events,
     records_out: Sender<Admitted>,
     wiring: &Wiring,
 ) -> Result<std::thread::JoinHandle<()>, PipelineError> {

@@ -73,24 +73,39 @@ impl Ledger {
         }
     }
 
-    /// Whether the budget has room for more; a record larger than the whole budget passes alone.
-    fn has_room(&self, state: &State) -> bool {
-        state.records == 0
-            || (state.records < self.budget.records
-                && state.bytes < self.budget.bytes
-                && state.watermarks.window() < self.budget.window)
+    /// How many of `records`, from the first on, the budget has room for; one that is larger than the whole
+    /// budget passes alone.
+    fn room(&self, state: &State, records: &[SourceRecord]) -> usize {
+        let count = self.budget.records.saturating_sub(state.records);
+        let window = self.budget.window.saturating_sub(state.watermarks.window());
+        let mut bytes = state.bytes;
+        let fitting = records.iter().take(count.min(window)).take_while(|record| {
+            bytes = bytes.saturating_add(record.size_bytes());
+            bytes <= self.budget.bytes
+        });
+        let fitting = fitting.count();
+        if state.records == 0 {
+            fitting.max(1)
+        } else {
+            fitting
+        }
+        .min(records.len())
     }
 
-    /// Waits for room for at most `wait`; true when there is some.
-    pub(super) fn wait_for_room(&self, wait: Duration) -> bool {
+    /// Waits until there is room for the first of `records`, for at most `wait`; says how many there is room
+    /// for.
+    pub(super) fn wait_for_room(&self, records: &[SourceRecord], wait: Duration) -> usize {
         let deadline = Instant::now() + wait;
         let mut state = self.state.lock();
-        while !state.closed && !self.has_room(&state) {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return self.has_room(&state);
+        loop {
+            if state.closed {
+                return 0;
+            }
+            let room = self.room(&state, records);
+            if room > 0 || self.changed.wait_until(&mut state, deadline).timed_out() {
+                return room;
             }
         }
-        !state.closed
     }
 
     /// Puts records in flight, and gives back those that were taken: what belongs to an assignment

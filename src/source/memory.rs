@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
-use super::{CommitMode, CommitOffset, Source, SourceError, SourceEvent, SourceRecord};
+use super::{CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord};
 use crate::document::{Generation, TopicPartition};
 
 /// Events that wait for the reader before [`Script::send`] blocks.
@@ -18,16 +18,18 @@ const CAPACITY: usize = 64;
 /// The source's side: hand it to what is tested.
 #[derive(Debug)]
 pub struct MemorySource {
-    events: Receiver<SourceEvent>,
-    // Kept so that the channel stays open when the script is dropped: a source that has nothing more
+    events: Events,
+    // Kept so that the channels stay open when the script is dropped: a source that has nothing more
     // to say is not one that has gone.
-    _keep_open: Sender<SourceEvent>,
+    _keep_open: Script,
     shared: Arc<Shared>,
 }
 
 /// The test's side: says what the source delivers, and sees what is done with it.
 #[derive(Debug, Clone)]
 pub struct Script {
+    /// Where changes of assignment go, if they have a channel of their own.
+    control: Option<Sender<SourceEvent>>,
     events: Sender<SourceEvent>,
     shared: Arc<Shared>,
 }
@@ -42,27 +44,41 @@ struct Shared {
 }
 
 impl MemorySource {
-    /// A source that delivers what its script sends.
+    /// A source that delivers what its script sends, in that order.
     pub fn scripted() -> (Arc<Self>, Script) {
         let (sender, events) = crossbeam_channel::bounded(CAPACITY);
+        Self::over(None, sender, Events::in_order(events))
+    }
+
+    /// The same, but changes of assignment pass the records that wait, as those of a group do.
+    pub fn scripted_group() -> (Arc<Self>, Script) {
+        let (control, announced) = crossbeam_channel::unbounded();
+        let (sender, records) = crossbeam_channel::bounded(CAPACITY);
+        Self::over(Some(control), sender, Events::new(announced, records))
+    }
+
+    fn over(
+        control: Option<Sender<SourceEvent>>,
+        sender: Sender<SourceEvent>,
+        events: Events,
+    ) -> (Arc<Self>, Script) {
         let shared = Arc::new(Shared::default());
         let script = Script {
-            events: sender.clone(),
+            control,
+            events: sender,
             shared: Arc::clone(&shared),
         };
-        (
-            Arc::new(Self {
-                events,
-                _keep_open: sender,
-                shared,
-            }),
-            script,
-        )
+        let source = Self {
+            events,
+            _keep_open: script.clone(),
+            shared,
+        };
+        (Arc::new(source), script)
     }
 }
 
 impl Source for MemorySource {
-    fn events(&self) -> Receiver<SourceEvent> {
+    fn events(&self) -> Events {
         self.events.clone()
     }
 
@@ -96,7 +112,14 @@ impl Script {
     /// Delivers one event; waits while the reader is more than the channel's capacity behind. False
     /// when the source is stopped and the event was dropped.
     pub fn send(&self, event: SourceEvent) -> bool {
-        !self.is_stopped() && self.events.send(event).is_ok()
+        let control = match event {
+            SourceEvent::Assigned { .. }
+            | SourceEvent::Revoked { .. }
+            | SourceEvent::Lost { .. }
+            | SourceEvent::Failed(_) => self.control.as_ref(),
+            SourceEvent::Records(_) | SourceEvent::Ended => None,
+        };
+        !self.is_stopped() && control.unwrap_or(&self.events).send(event).is_ok()
     }
 
     /// Assigns partitions of `topic`.
@@ -113,6 +136,16 @@ impl Script {
     /// Delivers records.
     pub fn records(&self, records: Vec<SourceRecord>) -> bool {
         records.is_empty() || self.send(SourceEvent::Records(records))
+    }
+
+    /// Takes partitions of `topic` away at once, as an expired session does.
+    pub fn lose(&self, topic: &str, partitions: &[i32]) -> bool {
+        self.send(SourceEvent::Lost {
+            partitions: partitions
+                .iter()
+                .map(|number| TopicPartition::new(topic, *number))
+                .collect(),
+        })
     }
 
     /// Takes partitions of `topic` away in order; the answer holds the last offsets to commit.

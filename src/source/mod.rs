@@ -1,6 +1,7 @@
 //! What every source delivers: records, changes of assignment, and the end.
 //! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
 
+mod events;
 pub mod files;
 mod letters;
 pub mod memory;
@@ -10,8 +11,9 @@ pub(crate) mod timestamp;
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
+pub use events::Events;
 pub use letters::FileDeadLetters;
 pub use refused::{DeadLetter, DeadLetterError, DeadLetterSink, MemoryDeadLetters};
 pub use replayed::ReplayOrigin;
@@ -119,11 +121,11 @@ pub enum CommitMode {
 
 /// A place that documents come from.
 ///
-/// Started by its own constructor, which spawns what it needs. Back-pressure is the bounded event
-/// channel: a source that cannot send keeps its group membership alive and delivers nothing.
+/// Started by its own constructor, which spawns what it needs. Back-pressure is the bounded channel of
+/// records: a source that cannot send keeps its group membership alive and delivers nothing.
 pub trait Source: Send + Sync {
-    /// The events; one receiver reads them.
-    fn events(&self) -> Receiver<SourceEvent>;
+    /// The events; one reader takes them.
+    fn events(&self) -> Events;
 
     /// Whether a record of this assignment may still be processed: false as soon as its partition
     /// is leaving, even while earlier records of it wait in the channel. What is dropped for that
@@ -139,12 +141,6 @@ pub trait Source: Send + Sync {
     /// [`Version::order`]: crate::document::Version::order
     fn version_order(&self, partition: &TopicPartition) -> i64 {
         partition.version_order()
-    }
-
-    /// Whether a change of assignment waits for an answer, so that the reader of the events should
-    /// look at the next one even where it takes no more records.
-    fn is_revoking(&self) -> bool {
-        false
     }
 
     /// Makes offsets the place from which the next start goes on. Offsets of partitions no longer

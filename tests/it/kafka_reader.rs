@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::RecvTimeoutError;
 use tcbert_worker::kafka::{KafkaSettings, KafkaSource, RangeJob, SampleRecord, SourceCounters};
 use tcbert_worker::source::{
-    CommitMode, CommitOffset, Source, SourceError, SourceEvent, SourceRecord,
+    CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord,
 };
 use tcbert_worker::watermark::Watermarks;
 
@@ -29,7 +29,7 @@ pub(crate) fn keys(range: std::ops::Range<usize>) -> BTreeSet<String> {
 /// A pipeline in miniature: takes what is delivered, acknowledges it at once unless told not to.
 pub(crate) struct Reader {
     pub(crate) source: KafkaSource,
-    pub(crate) events: Receiver<SourceEvent>,
+    pub(crate) events: Events,
     pub(crate) watermarks: Watermarks,
     pub(crate) keys: Vec<String>,
     pub(crate) records: Vec<SourceRecord>,

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 pub use error::FilesError;
 pub use settings::BackfillSettings;
 
-use super::{CommitMode, CommitOffset, Source, SourceError, SourceEvent, SourceRecord};
+use super::{CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord};
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use input::Input;
 use job::Job;
@@ -188,8 +188,8 @@ impl FilesSource {
 }
 
 impl Source for FilesSource {
-    fn events(&self) -> Receiver<SourceEvent> {
-        self.events.clone()
+    fn events(&self) -> Events {
+        Events::in_order(self.events.clone())
     }
 
     fn version_order(&self, partition: &TopicPartition) -> i64 {
