@@ -16,6 +16,10 @@ use crate::score::{NotFinite, TaggerError, Tagging};
 use crate::store::point::{Answer, TaggedDocument};
 use crate::telemetry::Stage;
 
+/// How often documents that fail alone are tried again, and the pause before that, which doubles.
+const RETRIES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
 /// Where tagged documents go.
 #[derive(Debug, Clone)]
 pub(super) struct Tagged {
@@ -83,10 +87,25 @@ fn one_by_one(
     out: &Tagged,
 ) -> bool {
     tracing::warn!(error = %error, rows = batch.len(), "a batch failed; its documents run one by one");
-    let outcomes: Vec<_> = batch
+    let mut outcomes: Vec<_> = batch
         .iter()
         .map(|ready| tag(context, model, std::slice::from_ref(ready)))
         .collect();
+    // Memory of a GPU that another program holds comes back.
+    for retry in 0..RETRIES {
+        if outcomes.iter().all(Result::is_ok) {
+            break;
+        }
+        std::thread::sleep(FIRST_PAUSE * 2_u32.pow(retry));
+        if context.abandoned.is_cancelled() {
+            return false;
+        }
+        for (ready, outcome) in batch.iter().zip(&mut outcomes) {
+            if outcome.is_err() {
+                *outcome = tag(context, model, std::slice::from_ref(ready));
+            }
+        }
+    }
     let empty = context.tagger.encode("");
     let model_works =
         outcomes.iter().any(Result::is_ok) || context.tagger.tag(model, &[&empty]).is_ok();

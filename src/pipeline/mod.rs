@@ -11,6 +11,7 @@
 //! What is admitted by the intake stays in the ledger until it is durable; the ledger's budget bounds
 //! the memory of everything between.
 
+mod acceptance;
 mod batches;
 mod counters;
 mod dead_letters;
@@ -51,6 +52,7 @@ use crate::store::point::Provenance;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Health, Metrics};
 
+use acceptance::Acceptance;
 use batches::Batches;
 use dead_letters::{Refusal, run_refuser};
 use ending::{finish, supervise};
@@ -167,6 +169,7 @@ pub(crate) struct Context {
     counters: Arc<Counters>,
     metrics: Metrics,
     outage: Outage,
+    acceptance: Acceptance,
     future_tolerance: Duration,
     future_times: FutureTimes,
     /// Above zero while batches go out at once instead of lingering.
@@ -285,6 +288,7 @@ pub async fn run(
         counters,
         metrics,
         outage: Outage::new(wiring.health.clone()),
+        acceptance: Acceptance::default(),
         future_tolerance: wiring.future_tolerance,
         future_times: FutureTimes::default(),
         draining: AtomicUsize::new(0),

@@ -33,15 +33,19 @@ impl Outage {
 
     /// A write failed that has been tried for `since` already.
     pub(super) fn failed(&self, failure: &StoreError, since: Duration) {
-        let Some(health) = &self.health else {
-            return;
-        };
-        // A full store does not come back by itself: that need not be waited for.
-        if since >= GRACE || matches!(failure, StoreError::Full(_)) {
+        // A store that is full or rejects everything does not come back by itself: that need not be waited for.
+        if since >= GRACE || matches!(failure, StoreError::Full(_) | StoreError::Rejected(_)) {
             let _locked = self.waiting.lock();
             self.lasts.store(true, Ordering::Release);
-            health.set_not_ready(format!("documents wait for the store: {failure}"));
+            if let Some(health) = &self.health {
+                health.set_not_ready(format!("documents wait for the store: {failure}"));
+            }
         }
+    }
+
+    /// Whether documents have waited for the store for longer than [`GRACE`], or wait for a full one.
+    pub(super) fn lasts(&self) -> bool {
+        self.lasts.load(Ordering::Acquire)
     }
 
     /// A write was taken.

@@ -1,18 +1,23 @@
-//! The write path: gathers tagged documents into batches, keeps several writes in flight, tries again
-//! for as long as it takes, and isolates the record that a permanent refusal is about.
+//! The write path: gathers tagged documents into batches, keeps several writes in flight, retries for as
+//! long as it takes, and isolates the record that a rejection is about.
+//!
+//! A rejection is the record's fault only when proved: the store accepts another write at the same time
+//! and rejects the record again. Without a proof the batch is held and retried, and the worker is not
+//! ready.
 //!
 //! The only place that acknowledges a written record. Knows nothing of models.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join};
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
+use super::acceptance::Held;
 use super::dead_letters::{Refusal, refuse};
 use super::ledger::Ticket;
 use super::pace::Pace;
@@ -38,9 +43,16 @@ const TICK: Duration = Duration::from_millis(20);
 /// How often an outage is logged while it lasts.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Single records refused in a row, without one that was taken, after which the refusal is taken to
-/// be about the collection and not about the records.
-const MOST_REFUSALS_IN_A_ROW: usize = 100;
+/// How often a record has to be rejected while the store accepts another write.
+const REJECTIONS: u32 = 2;
+
+/// Failures of a batch that may pass by themselves, after which it is halved if other writes succeed: so
+/// sound records do not wait for one that a server stumbles over, nor for a limit on requests.
+const PATIENT_TRIES: u32 = 4;
+
+/// A probe of this age may be one of a document that was deleted since, its marker removed as well: it
+/// is looked for before it is sent. Markers are kept for an hour at least.
+const OLD_PROBE: Duration = Duration::from_secs(1800);
 
 /// What is to be written and the record it came from, which is kept for the dead-letter topic until then.
 #[derive(Debug)]
@@ -65,6 +77,18 @@ pub(super) enum Content {
 }
 
 impl Content {
+    /// Whether this writes a document rather than the marker of a deleted one.
+    pub(super) fn is_document(&self) -> bool {
+        matches!(self, Self::Tagged(..))
+    }
+
+    fn id(&self) -> &DocumentId {
+        match self {
+            Self::Tagged(tagged, _) => &tagged.document.id,
+            Self::Tombstone { id, .. } => id,
+        }
+    }
+
     fn point(&self, provenance: &Provenance) -> PointWrite {
         match self {
             Self::Tagged(tagged, tagged_at) => {
@@ -100,7 +124,6 @@ pub(super) async fn run_writer(
     settings: WriterSettings,
     mut incoming: mpsc::UnboundedReceiver<Vec<Write>>,
 ) -> Result<(), PipelineError> {
-    let refusals = Arc::new(AtomicUsize::new(0));
     let mut in_flight = FuturesUnordered::new();
     let mut pending: Vec<Write> = Vec::new();
     let mut pace = Pace::new(settings.batch_points, settings.linger);
@@ -114,7 +137,7 @@ pub(super) async fn run_writer(
             let rest = pending.split_off(pending.len().min(settings.batch_points));
             let batch = std::mem::replace(&mut pending, rest);
             pace.sent(Instant::now());
-            in_flight.push(write_durably(context.clone(), refusals.clone(), batch));
+            in_flight.push(write_durably(context.clone(), batch, 0));
         }
         let may_linger = !pending.is_empty() && in_flight.len() < settings.concurrency;
         tokio::select! {
@@ -147,45 +170,44 @@ fn wait(pace: &Pace, pending: &[Write]) -> Duration {
     pace.wait(pending.len(), admitted, now)
 }
 
-/// Writes a batch until it is durable, however long that takes, and acknowledges it.
+/// Writes a batch until it is durable, however long that takes, and acknowledges it. `tries` is how often
+/// writes that held it have failed before.
 fn write_durably(
     context: Arc<Context>,
-    refusals: Arc<AtomicUsize>,
     batch: Vec<Write>,
+    tries: u32,
 ) -> BoxFuture<'static, Result<(), PipelineError>> {
     Box::pin(async move {
-        match write_until_decided(&context, &batch).await? {
-            Ok(outcome) => {
-                refusals.store(0, Ordering::Relaxed);
+        match write_until_decided(&context, &batch, tries).await? {
+            Decision::Accepted(outcome) => {
                 acknowledge(&context, &batch, outcome);
+                context.acceptance.accepted(batch);
                 Ok(())
             }
-            Err(reason) => isolate(context, refusals, batch, reason).await,
+            Decision::Isolate { reason, tries } => isolate(context, batch, reason, tries).await,
         }
     })
 }
 
-/// Bisects a refused batch down to the records at fault, and dead-letters those.
+/// Bisects a batch down to the records at fault, and dead-letters those.
 async fn isolate(
     context: Arc<Context>,
-    refusals: Arc<AtomicUsize>,
     mut batch: Vec<Write>,
     reason: String,
+    tries: u32,
 ) -> Result<(), PipelineError> {
     if batch.len() > 1 {
         let rest = batch.split_off(batch.len() / 2);
-        write_durably(context.clone(), refusals.clone(), batch).await?;
-        return write_durably(context, refusals, rest).await;
+        // Side by side: what one half gets accepted is the proof for the other.
+        let halves = (
+            write_durably(context.clone(), batch, tries),
+            write_durably(context, rest, tries),
+        );
+        return try_join(halves.0, halves.1).await.map(|_| ());
     }
     let Some(write) = batch.pop() else {
         return Ok(());
     };
-    if refusals.fetch_add(1, Ordering::Relaxed) >= MOST_REFUSALS_IN_A_ROW {
-        return Err(PipelineError::Store(StoreError::Fatal(format!(
-            "the store refused {MOST_REFUSALS_IN_A_ROW} records in a row, so that the refusal is hardly about \
-             the records; the last reason: {reason}; check the collection with `tcbert-worker doctor`"
-        ))));
-    }
     let refusal = Refusal {
         stage: STAGE,
         class: "store_rejected",
@@ -218,57 +240,191 @@ fn acknowledge(context: &Context, batch: &[Write], outcome: WriteOutcome) {
         .acknowledge(batch.iter().map(|write| &write.ticket));
 }
 
-/// Tries until the store has taken the batch (`Ok(Ok)`) or refused it for good (`Ok(Err(reason))`).
+/// What is to become of a batch.
+enum Decision {
+    Accepted(WriteOutcome),
+    /// Some of it is at fault: halve it; a single record goes to the dead letters.
+    Isolate {
+        reason: String,
+        /// Failures so far.
+        tries: u32,
+    },
+}
+
+/// Tries until the store has accepted the batch, or it is proved that it is not the store that is at
+/// fault.
 async fn write_until_decided(
     context: &Context,
     batch: &[Write],
-) -> Result<Result<WriteOutcome, String>, PipelineError> {
-    let mut backoff = SHORTEST_BACKOFF;
-    let started = Instant::now();
-    let mut logged: Option<Instant> = None;
+    mut tries: u32,
+) -> Result<Decision, PipelineError> {
+    let mut trouble = Trouble::new(context, batch);
+    let mut proofs = 0;
     loop {
         let points = batch
             .iter()
-            .map(|write| write.content.point(&context.provenance))
-            .collect();
-        let latest = LatestTime::after(Timestamp::now(), context.future_tolerance);
-        let failure = match context.store.write(points, latest).await {
+            .map(|write| write.content.point(&context.provenance));
+        let failure = match write(context, points.collect()).await {
             Ok(outcome) => {
-                if logged.is_some() {
-                    tracing::info!(
-                        seconds = started.elapsed().as_secs_f32(),
-                        "the store takes writes again"
-                    );
-                }
-                context.metrics.stage(Stage::Write, started.elapsed());
-                context.metrics.store_paused(false);
-                context.outage.over();
-                return Ok(Ok(outcome));
+                trouble.over();
+                return Ok(Decision::Accepted(outcome));
             }
-            Err(StoreError::Rejected(reason)) => return Ok(Err(reason)),
+            Err(StoreError::Unstorable(reason)) => return Ok(Decision::Isolate { reason, tries }),
             Err(fatal @ StoreError::Fatal(_)) => return Err(PipelineError::Store(fatal)),
             Err(failure) => failure,
         };
+        tries = tries.saturating_add(1);
+        let rejected = matches!(failure, StoreError::Rejected(_));
+        let suspect = match &failure {
+            StoreError::Rejected(_) => true,
+            // A single record may fail with the shard that it belongs to, while others succeed.
+            StoreError::Transient(_) => batch.len() > 1 && tries >= PATIENT_TRIES,
+            StoreError::Full(_) | StoreError::Unstorable(_) | StoreError::Fatal(_) => false,
+        };
+        let seen = context.acceptance.count();
+        let mut proved = suspect && accepts_another(context, batch, tries).await?;
+        let isolate = |failure: &StoreError| Decision::Isolate {
+            reason: failure.to_string(),
+            tries,
+        };
+        if rejected && !proved && batch.len() > 1 && context.acceptance.probe().is_none() {
+            // Nothing was ever accepted: one of its own records may be the proof for the others.
+            return Ok(isolate(&failure));
+        }
+        if !proved {
+            trouble.wait(&failure, suspect && rejected).await?;
+            proved = suspect && context.acceptance.count() > seen;
+        }
+        proofs = if proved { proofs + 1 } else { 0 };
+        if proved && (batch.len() > 1 || proofs >= REJECTIONS) {
+            return Ok(isolate(&failure));
+        }
+    }
+}
+
+/// A batch that waits for the store.
+struct Trouble<'a> {
+    context: &'a Context,
+    batch: &'a [Write],
+    started: Instant,
+    backoff: Duration,
+    logged: Option<Instant>,
+    held: Option<Held<'a>>,
+}
+
+impl<'a> Trouble<'a> {
+    fn new(context: &'a Context, batch: &'a [Write]) -> Self {
+        Self {
+            context,
+            batch,
+            started: Instant::now(),
+            backoff: SHORTEST_BACKOFF,
+            logged: None,
+            held: None,
+        }
+    }
+
+    /// Says what is wrong, then waits until the next try. `unproved`: the store rejects the batch, and
+    /// nothing tells whose fault that is.
+    async fn wait(&mut self, failure: &StoreError, unproved: bool) -> Result<(), PipelineError> {
+        let context = self.context;
         context.metrics.store_retry();
-        context.outage.failed(&failure, started.elapsed());
-        context
-            .metrics
-            .store_paused(matches!(failure, StoreError::Full(_)));
-        if logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
-            logged = Some(Instant::now());
+        context.outage.failed(failure, self.started.elapsed());
+        context.metrics.store_paused(context.outage.lasts());
+        if unproved && self.held.is_none() {
+            self.held = Some(context.acceptance.hold(self.batch.len()));
+        }
+        if let Some(records) = context.acceptance.too_many_held(Instant::now()) {
+            return Err(PipelineError::Store(StoreError::Fatal(format!(
+                "the store rejects {records} records and accepts none, so that they are hardly at fault; none of \
+                 them was dead-lettered; the last reason: {failure}; check the server and the collection with \
+                 `tcbert-worker doctor`"
+            ))));
+        }
+        if self
+            .logged
+            .is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL)
+        {
+            self.logged = Some(Instant::now());
+            let first = self.batch.first();
             tracing::warn!(
                 error = %failure,
-                points = batch.len(),
-                seconds = started.elapsed().as_secs_f32(),
-                "a write failed and is tried again; consumption pauses when the budget is used up"
+                points = self.batch.len(),
+                first = %first.map(|write| write.record.position.to_string()).unwrap_or_default(),
+                seconds = self.started.elapsed().as_secs_f32(),
+                "a write failed and is retried; consumption pauses when the budget is used up"
             );
         }
         // Full jitter: workers that lost the same store must not come back in step.
-        let pause = backoff.mul_f64(rand::random_range(0.5..1.0));
+        let pause = self.backoff.mul_f64(rand::random_range(0.5..1.0));
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = context.abandoned.cancelled() => return Err(PipelineError::Abandoned),
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = context.abandoned.cancelled() => Err(PipelineError::Abandoned),
         }
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
     }
+
+    /// The store has accepted the batch.
+    fn over(&self) {
+        if self.logged.is_some() {
+            tracing::info!(
+                seconds = self.started.elapsed().as_secs_f32(),
+                "the store accepts writes again"
+            );
+        }
+        let metrics = &self.context.metrics;
+        metrics.stage(Stage::Write, self.started.elapsed());
+    }
+}
+
+/// Whether the store accepts another write right now: the last one that it accepted, sent again, or, where
+/// there is none, one of the batch alone, each in its turn.
+async fn accepts_another(
+    context: &Context,
+    batch: &[Write],
+    tries: u32,
+) -> Result<bool, PipelineError> {
+    let probe = match context.acceptance.probe() {
+        Some(probe) => {
+            if probe.accepted_at.elapsed() >= OLD_PROBE {
+                let id = probe.content.id().clone();
+                match context.store.fetch(id).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        context.acceptance.forget_probe();
+                        return Ok(false);
+                    }
+                    Err(_) => return Ok(false),
+                }
+            }
+            probe.content.point(&context.provenance)
+        }
+        None if batch.len() > 1 => {
+            let turn = usize::try_from(tries).unwrap_or_default() % batch.len();
+            let Some(write) = batch.get(turn) else {
+                return Ok(false);
+            };
+            write.content.point(&context.provenance)
+        }
+        None => return Ok(false),
+    };
+    match write(context, vec![probe]).await {
+        Ok(_) => {
+            context.acceptance.probed();
+            Ok(true)
+        }
+        Err(fatal @ StoreError::Fatal(_)) => Err(PipelineError::Store(fatal)),
+        Err(_) => Ok(false),
+    }
+}
+
+/// One try.
+async fn write(context: &Context, points: Vec<PointWrite>) -> Result<WriteOutcome, StoreError> {
+    let latest = LatestTime::after(Timestamp::now(), context.future_tolerance);
+    let outcome = context.store.write(points, latest).await;
+    if outcome.is_ok() {
+        context.metrics.store_paused(false);
+        context.outage.over();
+    }
+    outcome
 }

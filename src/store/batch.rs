@@ -42,8 +42,8 @@ impl Reduced {
 /// Checks every vector and keeps the newest write of each document.
 ///
 /// # Errors
-/// [`StoreError::Rejected`] where a vector has another width than `vector_size` or holds a number
-/// that is not finite.
+/// [`StoreError::Rejected`] where a vector has another width than `vector_size`, which is hardly the
+/// document's fault; [`StoreError::Unstorable`] where it holds a number that is not finite.
 pub fn prepare(batch: Vec<PointWrite>, vector_size: usize) -> Result<Reduced, StoreError> {
     for write in &batch {
         check(write, vector_size)?;
@@ -64,7 +64,7 @@ fn check(write: &PointWrite, vector_size: usize) -> Result<(), StoreError> {
     }
     match point.vector.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(at) => Err(StoreError::Rejected(format!(
+        Some(at) => Err(StoreError::Unstorable(format!(
             "document {}: number {at} of its vector is not finite",
             point.id
         ))),
@@ -197,7 +197,7 @@ mod tests {
         }
         assert!(matches!(
             prepare(vec![write], 2),
-            Err(StoreError::Rejected(_))
+            Err(StoreError::Unstorable(_))
         ));
     }
 

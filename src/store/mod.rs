@@ -278,9 +278,14 @@ pub enum StoreError {
     /// Full or read-only: wait, alert, try again; never dead-letter.
     #[error("the store takes no writes: {0}")]
     Full(String),
-    /// This batch will never be accepted: bisect to the record that is at fault.
-    #[error("the store refuses the batch: {0}")]
+    /// The store rejects the batch: for a record in it, or for a limit or condition of its own, which only
+    /// another write can tell.
+    #[error("the store rejects the batch: {0}")]
     Rejected(String),
+    /// The batch holds a document that this kind of store can never hold, as this program knows by itself:
+    /// bisect to it.
+    #[error("{0}")]
+    Unstorable(String),
     /// Wrong address, credential, collection or vector size, or a failed flush: stop without committing.
     #[error("{0}")]
     Fatal(String),
@@ -291,10 +296,11 @@ impl StoreError {
     /// its rejection again, a worker that goes on after a fatal error may not.
     pub(crate) fn graver(self, other: Self) -> Self {
         let rank = |error: &Self| match error {
-            Self::Rejected(_) => 0,
-            Self::Transient(_) => 1,
-            Self::Full(_) => 2,
-            Self::Fatal(_) => 3,
+            Self::Unstorable(_) => 0,
+            Self::Rejected(_) => 1,
+            Self::Transient(_) => 2,
+            Self::Full(_) => 3,
+            Self::Fatal(_) => 4,
         };
         if rank(&other) > rank(&self) {
             other

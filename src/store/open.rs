@@ -1,12 +1,18 @@
 //! Opens the store that the settings name and makes sure that it fits, before anything is written.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::store::bulk;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::migrate::{self, ApplyOptions};
 use crate::store::qdrant::QdrantStore;
 use crate::store::{CollectionSpec, Store, StoreError, StoreKind, StoreSettings};
+
+/// How long a server may fail at the start before the worker gives up: the replicas of a collection that
+/// was just created answer a moment later.
+const BUSY_WITHIN: Duration = Duration::from_secs(30);
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the collection must be for this model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,26 +63,37 @@ pub async fn prepare(
     now: jiff::Timestamp,
 ) -> Result<(), StoreError> {
     let target = migrate::Target::new(settings, expectation.clone());
-    let prepared = if apply {
-        let options = ApplyOptions::default();
-        migrate::apply(&**store, &target, options, now)
-            .await
-            .map(drop)
-    } else {
-        migrate::check(&**store, &target).await
-    };
-    let prepared = match prepared {
-        Ok(()) => bulk::end_abandoned(&**store, now).await.map(|ended| {
-            if ended {
-                tracing::warn!("switched the search graph on again, which a backfill left off");
+    let deadline = Instant::now() + BUSY_WITHIN;
+    let prepared = loop {
+        match try_to_prepare(store, &target, apply, now).await {
+            Err(StoreError::Transient(reason)) if Instant::now() < deadline => {
+                tracing::info!(reason, "the store is not ready yet; trying again");
+                tokio::time::sleep(BUSY_PAUSE).await;
             }
-        }),
-        Err(error) => Err(error.into()),
+            outcome => break outcome,
+        }
     };
     if let Err(error) = prepared {
         // The reason for giving up is the one to report.
         let _ = store.close().await;
         return Err(error);
+    }
+    Ok(())
+}
+
+async fn try_to_prepare(
+    store: &Arc<dyn Store>,
+    target: &migrate::Target,
+    apply: bool,
+    now: jiff::Timestamp,
+) -> Result<(), StoreError> {
+    if apply {
+        migrate::apply(&**store, target, ApplyOptions::default(), now).await?;
+    } else {
+        migrate::check(&**store, target).await?;
+    }
+    if bulk::end_abandoned(&**store, now).await? {
+        tracing::warn!("switched the search graph on again, which a backfill left off");
     }
     Ok(())
 }

@@ -36,6 +36,7 @@ enum Mood {
     Works,
     Away,
     Full,
+    Rejects,
     Broken,
 }
 
@@ -43,18 +44,25 @@ enum Mood {
 struct MoodyStore {
     mood: Mutex<Vec<Mood>>,
     poison: HashSet<String>,
+    /// A write that holds it fails in a way that looks as if it passed by itself.
+    stumbles_over: Option<String>,
     written: Mutex<BTreeMap<String, usize>>,
     rest: CountingStore,
 }
 
 impl MoodyStore {
     fn new(moods: &[Mood], poison: &[&str]) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::of(moods, poison))
+    }
+
+    fn of(moods: &[Mood], poison: &[&str]) -> Self {
+        Self {
             mood: Mutex::new(moods.iter().rev().copied().collect()),
             poison: poison.iter().map(|id| (*id).to_owned()).collect(),
+            stumbles_over: None,
             written: Mutex::default(),
             rest: CountingStore::default(),
-        })
+        }
     }
 
     fn take(&self, batch: &[PointWrite]) -> Result<(), StoreError> {
@@ -62,6 +70,7 @@ impl MoodyStore {
             Mood::Works => {}
             Mood::Away => return Err(StoreError::Transient("away".to_owned())),
             Mood::Full => return Err(StoreError::Full("disk full".to_owned())),
+            Mood::Rejects => return Err(StoreError::Rejected("strict mode".to_owned())),
             Mood::Broken => return Err(StoreError::Fatal("the flush failed".to_owned())),
         }
         if batch
@@ -69,6 +78,11 @@ impl MoodyStore {
             .any(|write| self.poison.contains(write.id().as_str()))
         {
             return Err(StoreError::Rejected("poison".to_owned()));
+        }
+        let stumbles =
+            |write: &PointWrite| Some(write.id().as_str()) == self.stumbles_over.as_deref();
+        if batch.iter().any(stumbles) {
+            return Err(StoreError::Transient("internal error".to_owned()));
         }
         let mut written = self.written.lock();
         for write in batch {
@@ -163,6 +177,23 @@ struct Ground {
 
 impl Ground {
     fn start(store: Arc<MoodyStore>, most_tokens: usize) -> Self {
+        Self::start_wired(store, most_tokens, |_| {})
+    }
+
+    fn start_wired(
+        store: Arc<MoodyStore>,
+        most_tokens: usize,
+        rewire: impl FnOnce(&mut Wiring),
+    ) -> Self {
+        Self::over(MemorySource::scripted(), store, most_tokens, rewire)
+    }
+
+    fn over(
+        (source, script): (Arc<MemorySource>, Script),
+        store: Arc<MoodyStore>,
+        most_tokens: usize,
+        rewire: impl FnOnce(&mut Wiring),
+    ) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let tokenizer = root.join("models/compact/tokenizer.json");
         let tokenizer = Arc::new(PromptTokenizer::from_file(&tokenizer).unwrap());
@@ -177,7 +208,6 @@ impl Ground {
             most: most_tokens,
         };
         let decode = DecodeSettings::default();
-        let (source, script) = MemorySource::scripted();
         let letters = Arc::new(MemoryDeadLetters::default());
         let stages = Stages {
             source,
@@ -194,13 +224,14 @@ impl Ground {
             dead_letters: letters.clone(),
             metrics: Metrics::new().unwrap(),
         };
-        let wiring = Wiring {
+        let mut wiring = Wiring {
             commit_interval: Duration::from_millis(10),
             revoke_drain: Duration::from_secs(5),
             batch_points: 32,
-            write_concurrency: 3,
+            write_concurrency: 4,
             ..wiring()
         };
+        rewire(&mut wiring);
         let counters = Arc::new(Counters::default());
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(pipeline::run(
@@ -303,6 +334,30 @@ async fn a_store_that_is_away_or_full_is_waited_for() {
     assert_eq!(ground.stop().await.unwrap(), Ending::Stopped);
 }
 
+/// A chunk of records is cut to the room that is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_is_in_flight_than_the_budget_allows() {
+    type Set = fn(&mut Wiring);
+    let limits: [(Set, u64); 3] = [
+        (|wiring| wiring.pipeline.max_in_flight_records = 8, 8),
+        (|wiring| wiring.pipeline.max_uncommitted_records = 9, 9),
+        // A record has its id as key and 36 bytes of value: one that does not fit waits.
+        (|wiring| wiring.pipeline.max_in_flight_bytes = 100, 2),
+    ];
+    for (limit, most) in limits {
+        let store = MoodyStore::new(&[Mood::Away; 8], &[]);
+        let ground = Ground::start_wired(store.clone(), 512, limit);
+        ground.script.assign(TOPIC, &[0], 1);
+        ground.script.records(records(0, 0..100));
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let delivered = ground.counters.snapshot().delivered;
+        assert!((1..=most).contains(&delivered), "{delivered} of {most}");
+        ground.wait_for_commit(0, 100);
+        assert_eq!(store.ids().len(), 100);
+        ground.stop().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_poison_goes_to_the_dead_letters() {
     let store = MoodyStore::new(&[], &["0-17", "0-63"]);
@@ -330,23 +385,85 @@ async fn only_the_poison_goes_to_the_dead_letters() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_refuses_everything_stops_the_worker_instead_of_emptying_the_topic() {
+async fn a_store_that_rejects_everything_stops_the_worker_and_dead_letters_nothing() {
     let ids: Vec<String> = (0..400).map(|offset| format!("0-{offset}")).collect();
     let poison: Vec<&str> = ids.iter().map(String::as_str).collect();
     let ground = Ground::start(MoodyStore::new(&[], &poison), 512);
     ground.script.assign(TOPIC, &[0], 1);
     ground.script.records(records(0, 0..400));
-    let letters = ground.letters.clone();
+    let (letters, script) = (ground.letters.clone(), ground.script.clone());
     let error = ground.fails().await;
     assert!(
-        matches!(error, PipelineError::Store(StoreError::Fatal(_))),
+        matches!(&error, PipelineError::Store(StoreError::Fatal(reason)) if reason.contains("poison")),
         "{error}"
     );
-    assert!(
-        letters.letters().len() <= 110,
-        "{} letters",
-        letters.letters().len()
+    assert_eq!(letters.letters().len(), 0);
+    assert!(script.committed().is_empty(), "{:?}", script.committed());
+}
+
+/// A server whose memory or quota is used up rejects sound records with the statuses of bad ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sound_records_wait_for_a_store_that_rejects_for_a_while() {
+    for works_first in [false, true] {
+        let mut moods = vec![Mood::Works; usize::from(works_first)];
+        // Each failed try takes two of them where there is a probe, and one for each record where not.
+        moods.extend(vec![Mood::Rejects; if works_first { 16 } else { 150 }]);
+        let store = MoodyStore::new(&moods, &[]);
+        let ground = Ground::start(store.clone(), 512);
+        ground.script.assign(TOPIC, &[0], 1);
+        ground.script.records(records(0, 0..5));
+        if works_first {
+            ground.wait_for_commit(0, 5);
+        }
+        ground.script.records(records(0, 5..60));
+        ground.wait_for_commit(0, 60);
+        assert_eq!(ground.letters.letters().len(), 0, "{works_first}");
+        assert_eq!(store.ids().len(), 60);
+        ground.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_record_that_comes_first_waits_for_the_proof() {
+    let store = MoodyStore::new(&[], &["0-0"]);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0, 1], 1);
+    ground.script.records(records(0, 0..1));
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(
+        ground.letters.letters().len(),
+        0,
+        "nothing proves its fault"
     );
+    assert!(ground.script.committed().is_empty());
+    ground.script.records(records(1, 0..1));
+    ground.wait_for_commit(1, 1);
+    ground.wait_for_commit(0, 1);
+    assert_eq!(ground.letters.letters().len(), 1);
+    ground.stop().await.unwrap();
+}
+
+/// The others pass it, and it is neither given up nor committed past.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_the_store_stumbles_over_holds_up_no_other() {
+    let mut store = MoodyStore::of(&[], &[]);
+    store.stumbles_over = Some("0-20".to_owned());
+    let store = Arc::new(store);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0, 1], 1);
+    ground.script.records(records(0, 0..40));
+    ground.script.records(records(1, 0..40));
+    ground.wait_for_commit(1, 40);
+    ground.wait_for_commit(0, 20);
+    let deadline = Instant::now() + PATIENCE;
+    while store.ids().len() < 79 {
+        assert!(Instant::now() < deadline, "{} written", store.ids().len());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(ground.letters.letters().len(), 0);
+    let committed = ground.script.committed();
+    assert_eq!(committed.get(&TopicPartition::new(TOPIC, 0)), Some(&20));
+    ground.shutdown.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -422,6 +539,30 @@ async fn a_revocation_drains_and_hands_over_its_offsets() {
     ground.script.records(records(0, 30..40));
     ground.wait_for_commit(0, 40);
     assert!(!store.ids().contains("1-35"));
+    ground.stop().await.unwrap();
+}
+
+/// While the store is away, sessions expire for hours: each loss and each assignment is taken in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_lost_sessions_during_an_outage_leaves_a_working_worker() {
+    let store = MoodyStore::new(&[Mood::Away; 9], &[]);
+    let group = MemorySource::scripted_group();
+    let ground = Ground::over(group, store.clone(), 512, |wiring| {
+        wiring.pipeline.max_in_flight_records = 8;
+    });
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..40));
+    for generation in 2..200 {
+        ground.script.lose(TOPIC, &[0]);
+        ground.script.assign(TOPIC, &[0], generation);
+    }
+    let mut last = records(0, 0..40);
+    for record in &mut last {
+        record.generation = Generation(199);
+    }
+    ground.script.records(last);
+    ground.wait_for_commit(0, 40);
+    assert_eq!(store.ids().len(), 40);
     ground.stop().await.unwrap();
 }
 

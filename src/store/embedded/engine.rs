@@ -97,6 +97,7 @@ impl Engine {
             StoreError::Full(reason) => StoreError::Full(reason),
             StoreError::Transient(reason)
             | StoreError::Rejected(reason)
+            | StoreError::Unstorable(reason)
             | StoreError::Fatal(reason) => StoreError::Fatal(format!(
                 "cannot open the embedded store in {} (store.path): {reason}; if the folder is \
                  damaged, move it away and run a backfill",
@@ -221,7 +222,7 @@ impl Engine {
     /// Closes the shard after an error that it does not recover from by itself.
     fn heed<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match &result {
-            Ok(_) | Err(StoreError::Rejected(_)) => {}
+            Ok(_) | Err(StoreError::Rejected(_) | StoreError::Unstorable(_)) => {}
             Err(StoreError::Transient(_) | StoreError::Full(_)) => self.suspend(State::Suspended),
             Err(error @ StoreError::Fatal(_)) => self.suspend(State::Failed(error.clone())),
         }

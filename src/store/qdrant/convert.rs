@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::store::point::{into_stored, key};
 use crate::store::qdrant::condition::CONDITIONS_PER_POINT;
-use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreSettings};
+use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreError, StoreSettings};
 
 /// Payload keys in the filters of writes.
 const FILTERED_BY_WRITES: [&str; 7] = [
@@ -27,6 +27,39 @@ const FILTERED_BY_WRITES: [&str; 7] = [
 ];
 /// Payload keys in the filters of searches and counts.
 const FILTERED_BY_READS: [&str; 3] = [key::TOPIC, key::SOURCE, key::DELETED];
+
+/// Nested messages that a reader of protobuf accepts; servers and clients share this bound.
+const MOST_NESTED: usize = 100;
+/// Messages around a payload value: request, point, entry of the payload, and one more in some responses.
+const AROUND_A_VALUE: usize = 4;
+
+/// Rejects a payload that neither server nor readers could decode: each array of JSON is two nested
+/// messages, each object three.
+///
+/// # Errors
+/// [`StoreError::Unstorable`] with document and payload key.
+pub(super) fn check_nesting(write: &PointWrite) -> Result<(), StoreError> {
+    let PointWrite::Upsert(point) = write else {
+        return Ok(());
+    };
+    let too_deep = |(_, value): &(&String, &Value)| nesting(value) + AROUND_A_VALUE > MOST_NESTED;
+    match point.payload.iter().find(too_deep) {
+        None => Ok(()),
+        Some((key, _)) => Err(StoreError::Unstorable(format!(
+            "document {}: {key:?} is nested more deeply than Qdrant's protocol can carry (48 arrays or 32 objects); \
+             flatten it where it is produced, or lower decode.max_depth to reject it earlier",
+            point.id
+        ))),
+    }
+}
+
+fn nesting(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 2 + items.iter().map(nesting).max().unwrap_or_default(),
+        Value::Object(fields) => 3 + fields.values().map(nesting).max().unwrap_or_default(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
 
 /// A write as it is sent: the named vector, none for a marker.
 pub(super) fn point(id: PointId, write: PointWrite, vector_name: &str) -> PointStruct {

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use crate::store::StoreError;
 
 /// Signs of a full or locked server, in its own words.
-const FULL: [&str; 10] = [
+const FULL: [&str; 11] = [
     "No space left on device",
     "not enough space",
     "not enough free disk",
@@ -18,6 +18,7 @@ const FULL: [&str; 10] = [
     "Max vector storage size",
     "Max payload storage size",
     "Max points",
+    "Resident memory usage",
 ];
 /// How the client begins where it cannot connect.
 const NO_CONNECTION: &str = "Failed to connect to ";
@@ -32,6 +33,11 @@ pub(super) fn from_client(error: QdrantError) -> StoreError {
         QdrantError::InvalidUri(error) => StoreError::Fatal(format!("store.url: {error}")),
         other => StoreError::Fatal(other.to_string()),
     }
+}
+
+/// Whether the server does not know what was asked for.
+pub(super) fn is_not_found(error: &QdrantError) -> bool {
+    matches!(error, QdrantError::ResponseError { status } if status.code() == Code::NotFound)
 }
 
 pub(super) fn from_status(status: &Status) -> StoreError {
@@ -82,6 +88,7 @@ pub(super) fn redacted(error: StoreError, key: Option<&str>) -> StoreError {
         StoreError::Transient(text) => StoreError::Transient(without(text)),
         StoreError::Full(text) => StoreError::Full(without(text)),
         StoreError::Rejected(text) => StoreError::Rejected(without(text)),
+        StoreError::Unstorable(text) => StoreError::Unstorable(without(text)),
         StoreError::Fatal(text) => StoreError::Fatal(without(text)),
     }
 }
@@ -134,6 +141,7 @@ mod tests {
             StoreError::Transient(_) => "transient",
             StoreError::Full(_) => "full",
             StoreError::Rejected(_) => "rejected",
+            StoreError::Unstorable(_) => "unstorable",
             StoreError::Fatal(_) => "fatal",
         }
     }
@@ -161,6 +169,11 @@ mod tests {
             (
                 Code::InvalidArgument,
                 "Max vector storage size limit reached",
+                "full",
+            ),
+            (
+                Code::InvalidArgument,
+                "Resident memory usage is at 91% of the limit",
                 "full",
             ),
             (

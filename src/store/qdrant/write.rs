@@ -2,19 +2,25 @@
 //! away where there are any, one that asks what was superseded.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures::future::join_all;
+use qdrant_client::QdrantError;
 use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
 use qdrant_client::qdrant::{
     DeletePointVectorsBuilder, GetPointsBuilder, PayloadIncludeSelector, PointId, UpsertPoints,
 };
 use uuid::Uuid;
 
-use super::error::completed;
+use super::error::{completed, is_not_found};
 use super::{QdrantStore, Vector, closed, condition, convert};
 use crate::document::{LatestTime, Version};
 use crate::store::batch::{prepare, split};
 use crate::store::{PointWrite, StoreError, WriteOutcome, version};
+
+/// How often it is looked for a collection that a server does not know.
+const ABSENCE_LOOKS: u32 = 5;
+const ABSENCE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is kept of a write that was sent.
 struct Written {
@@ -34,6 +40,7 @@ impl QdrantStore {
             return Ok(WriteOutcome::default());
         }
         let vector = self.vector().await?;
+        batch.iter().try_for_each(convert::check_nesting)?;
         let mut reduced = prepare(batch, vector.size)?;
         let requests = split(
             std::mem::take(&mut reduced.writes),
@@ -97,8 +104,11 @@ impl QdrantStore {
                 .collect(),
             ..UpsertPoints::default()
         };
-        let answer = self.client.upsert_points(request).await;
-        completed(&answer.map_err(|error| self.failed(error))?)?;
+        match self.client.upsert_points(request).await {
+            Ok(response) => completed(&response)?,
+            Err(error) if is_not_found(&error) => return Err(self.explain_absence(error).await),
+            Err(error) => return Err(self.failed(error)),
+        }
         if !emptied.is_empty() {
             self.empty_markers(emptied, vector).await?;
         }
@@ -151,6 +161,21 @@ impl QdrantStore {
             }
         }
         outcome
+    }
+
+    /// A peer that has just joined its cluster does not know the collection yet; one that was removed
+    /// stays away.
+    async fn explain_absence(&self, error: QdrantError) -> StoreError {
+        let error = self.failed(error);
+        for _ in 0..ABSENCE_LOOKS {
+            tokio::time::sleep(ABSENCE_PAUSE).await;
+            match self.describe().await {
+                Ok(Some(_)) => return StoreError::Transient(error.to_string()),
+                Ok(None) | Err(StoreError::Fatal(_)) => {}
+                Err(other) => return other,
+            }
+        }
+        error
     }
 
     /// A refusal may be the collection's fault, not the batch's: then no document may be

@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     ResourceExhausted,
     /// Not applied; no space is left.
     DiskFull,
+    /// Not applied; strict mode finds more memory in use than it allows.
+    MemoryFull,
 }
 
 /// What goes wrong, and when.
@@ -112,6 +114,9 @@ impl Fault {
             Self::ResourceExhausted => Some(Status::resource_exhausted("rate limit exceeded")),
             Self::DiskFull => Some(Status::internal(
                 "Service internal error: No space left on device (os error 28)",
+            )),
+            Self::MemoryFull => Some(Status::invalid_argument(
+                "Wrong input: Resident memory usage is at 92% of available memory, which exceeds the limit of 90%",
             )),
             Self::Slow(_)
             | Self::UnknownOutcome

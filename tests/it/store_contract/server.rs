@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use qdrant_client::qdrant::{NamedVectors, PointStruct, UpsertPointsBuilder, Vector};
 use qdrant_client::{Payload, Qdrant};
+use serde_json::json;
 use tcbert_worker::store::settings::ApiKey;
 use tcbert_worker::store::{PointFilter, PointWrite, Store, StoreError, StoreSettings};
 
 use super::harness::{
-    Harness, id, open, server_settings, tombstone, vector, version, write, write_on,
+    Harness, SIZE, id, open, server_settings, tombstone, vector, version, write, write_on,
 };
 use crate::authority::Authority;
 use crate::processes;
@@ -55,9 +56,11 @@ async fn no_fault_that_passes_is_taken_for_success_or_for_poison() {
         );
         faults.always(None);
     }
-    faults.always(Some(Fault::DiskFull));
-    let error = it.store.put(batch.to_vec()).await.unwrap_err();
-    assert!(matches!(error, StoreError::Full(_)), "{error}");
+    for fault in [Fault::DiskFull, Fault::MemoryFull] {
+        faults.always(Some(fault));
+        let error = it.store.put(batch.to_vec()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Full(_)), "{error}");
+    }
     faults.always(None);
     it.store.put(batch.to_vec()).await.unwrap();
     assert_eq!(it.store.count(PointFilter::default()).await, Ok(2));
@@ -146,6 +149,75 @@ async fn poison_is_rejected_and_the_rest_is_not() {
     let error = it.store.put(batch[1..].to_vec()).await.unwrap_err();
     assert!(matches!(error, StoreError::Rejected(_)), "{error}");
     assert_eq!(it.store.count(PointFilter::default()).await, Ok(1));
+    it.end().await;
+}
+
+/// The protocol bounds how deeply messages nest: what neither server nor readers could decode is told
+/// before it is sent, and all that is accepted comes back.
+#[tokio::test]
+async fn a_payload_that_is_nested_too_deeply_is_known_before_it_is_sent() {
+    let it = Harness::server().await;
+    let nested = |levels: usize, object: bool| {
+        let mut value = json!("leaf");
+        for _ in 0..levels {
+            value = if object {
+                json!({ "k": value })
+            } else {
+                json!([value])
+            };
+        }
+        let mut write = write("deep", version(0, 1, 1), "deep");
+        if let PointWrite::Upsert(point) = &mut write {
+            point.payload.insert("deep".to_owned(), value);
+        }
+        write
+    };
+    for (object, most) in [(false, 48), (true, 32)] {
+        let error = it
+            .store
+            .put(vec![nested(most + 1, object)])
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Unstorable(reason) if reason.contains("deep")),
+            "{error}"
+        );
+        let deepest = nested(most, object);
+        it.store.put(vec![deepest.clone()]).await.unwrap();
+        let stored = it.store.fetch(id("deep")).await.unwrap().unwrap();
+        let PointWrite::Upsert(point) = deepest else {
+            unreachable!()
+        };
+        assert_eq!(stored.get("deep"), point.payload.get("deep"));
+        let hits = it.store.search(vector(1), PointFilter::default(), 1).await;
+        assert_eq!(hits.unwrap().len(), 1);
+    }
+    it.end().await;
+}
+
+/// A peer that has just joined its cluster does not know the collection for a moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_is_away_for_a_moment_is_waited_for() {
+    let it = Harness::test_server().await;
+    it.store
+        .put(vec![write("a", version(0, 1, 1), "a")])
+        .await
+        .unwrap();
+    let admin = it.store.admin();
+    admin.drop_collection().await.unwrap();
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let spec = tcbert_worker::store::CollectionSpec {
+            vector_name: "test".into(),
+            vector_size: SIZE,
+        };
+        let none = std::collections::BTreeMap::new();
+        admin.create_collection(spec, none).await.unwrap();
+    };
+    let batch = vec![write("a", version(0, 2, 2), "b")];
+    let (outcome, ()) = tokio::join!(it.store.put(batch), comes_back);
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, StoreError::Transient(_)), "{error}");
     it.end().await;
 }
 

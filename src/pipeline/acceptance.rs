@@ -1,0 +1,159 @@
+//! What the store has accepted: the proof that a rejection is about a record and not about the store. A
+//! full or misconfigured server rejects sound records with the same statuses as bad ones, and texts
+//! change from version to version.
+//!
+//! Knows no store: the write path sends the probes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::write::{Content, Write};
+
+/// Records that may wait without a proof; more of them stop the worker.
+const MOST_HELD: usize = 100;
+/// How long they wait until then: a cluster that has just started rejects for some seconds.
+const HELD_FOR: Duration = Duration::from_secs(10);
+/// Bytes of a record that may serve as a probe: it is kept outside the budget.
+const LARGEST_PROBE: usize = 256 * 1024;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Acceptance(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Writes accepted since the start.
+    accepted: u64,
+    probe: Option<Probe>,
+    /// Records that wait because no proof was found.
+    held: usize,
+    /// When the first of them was rejected, nothing having been accepted since.
+    held_since: Option<Instant>,
+}
+
+/// The last accepted write: to send it again is harmless.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    pub(super) content: Arc<Content>,
+    pub(super) accepted_at: Instant,
+}
+
+impl Acceptance {
+    /// Notes an accepted batch and keeps one of its documents as a probe.
+    pub(super) fn accepted(&self, batch: Vec<Write>) {
+        let content = batch
+            .into_iter()
+            .find(|write| write.content.is_document() && write.record.size_bytes() <= LARGEST_PROBE)
+            .map(|write| Arc::new(write.content));
+        let mut state = self.0.lock();
+        state.note();
+        if let Some(content) = content {
+            state.probe = Some(Probe {
+                content,
+                accepted_at: Instant::now(),
+            });
+        }
+    }
+
+    /// Notes that a probe was accepted.
+    pub(super) fn probed(&self) {
+        self.0.lock().note();
+    }
+
+    /// Writes accepted so far; more of them later prove that the store accepts writes.
+    pub(super) fn count(&self) -> u64 {
+        self.0.lock().accepted
+    }
+
+    /// The last accepted document; `None` before the first.
+    pub(super) fn probe(&self) -> Option<Probe> {
+        self.0.lock().probe.clone()
+    }
+
+    /// Lets the probe go: it may no longer be sent.
+    pub(super) fn forget_probe(&self) {
+        self.0.lock().probe = None;
+    }
+
+    /// Counts records as held until the guard is dropped.
+    pub(super) fn hold(&self, records: usize) -> Held<'_> {
+        let mut state = self.0.lock();
+        state.held += records;
+        state.held_since.get_or_insert_with(Instant::now);
+        Held {
+            acceptance: self,
+            records,
+        }
+    }
+
+    /// How many records are held where they are too many for too long.
+    pub(super) fn too_many_held(&self, now: Instant) -> Option<usize> {
+        let state = self.0.lock();
+        let since = state.held_since?;
+        let too_long = now.saturating_duration_since(since) >= HELD_FOR;
+        (state.held >= MOST_HELD && too_long).then_some(state.held)
+    }
+}
+
+impl State {
+    fn note(&mut self) {
+        self.accepted += 1;
+        self.held_since = (self.held > 0).then(Instant::now);
+    }
+}
+
+/// Records that wait for a proof.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    acceptance: &'a Acceptance,
+    records: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut state = self.acceptance.0.lock();
+        state.held -= self.records;
+        if state.held == 0 {
+            state.held_since = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_records_without_a_proof_are_too_many_after_a_while() {
+        let acceptance = Acceptance::default();
+        let later = || Instant::now() + HELD_FOR;
+        let most = acceptance.hold(MOST_HELD - 1);
+        assert_eq!(acceptance.too_many_held(later()), None);
+        let one = acceptance.hold(1);
+        assert_eq!(acceptance.too_many_held(Instant::now()), None);
+        assert_eq!(acceptance.too_many_held(later()), Some(MOST_HELD));
+        drop(one);
+        assert_eq!(acceptance.too_many_held(later()), None);
+        drop(most);
+        let _again = acceptance.hold(MOST_HELD);
+        assert_eq!(acceptance.too_many_held(Instant::now()), None);
+    }
+
+    #[test]
+    fn what_is_accepted_meanwhile_gives_more_time() {
+        let acceptance = Acceptance::default();
+        let _held = acceptance.hold(MOST_HELD);
+        let before = Instant::now() + HELD_FOR;
+        std::thread::sleep(Duration::from_millis(5));
+        acceptance.probed();
+        assert_eq!(acceptance.count(), 1);
+        assert_eq!(acceptance.too_many_held(before), None);
+        assert!(
+            acceptance
+                .too_many_held(Instant::now() + HELD_FOR)
+                .is_some()
+        );
+    }
+}
