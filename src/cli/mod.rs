@@ -19,6 +19,7 @@ mod search;
 mod tag;
 mod tag_all;
 mod taxonomy;
+mod vitals;
 mod whiten;
 
 use std::io::IsTerminal;

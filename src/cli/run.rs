@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::lost_store::{Claim, Registered, committed_by_group};
 use super::recreated_topic::count_stored_beyond;
+use super::vitals;
 use crate::assemble::{self, Engine};
 use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending, Wiring};
@@ -18,9 +19,6 @@ use crate::telemetry::{AdminServer, Health, Metrics};
 
 /// How often the progress of a run is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How often the lag of the partitions is published; the client's own statistics are that old.
-const LAG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often expired markers of deletions are removed.
 const MARKER_INTERVAL: Duration = Duration::from_secs(3600);
@@ -71,7 +69,7 @@ async fn run(settings: &Settings, accept_empty_store: bool) -> Result<(), Failur
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
     };
     let source = tokio::select! {
-        connected = connect(settings, &store) => connected?,
+        connected = connect(settings, &store, &metrics) => connected?,
         () = shutdown.cancelled() => return store.close().await.map_err(Failure::failed),
     };
     tracing::info!(
@@ -80,7 +78,7 @@ async fn run(settings: &Settings, accept_empty_store: bool) -> Result<(), Failur
         seconds = started.elapsed().as_secs_f32(),
         "ready"
     );
-    health.set_ready();
+    health.set_started();
 
     let counters = Arc::new(Counters::default());
     let stages = engine.into_stages(
@@ -92,7 +90,7 @@ async fn run(settings: &Settings, accept_empty_store: bool) -> Result<(), Failur
     );
     let beside = [
         tokio::spawn(log_progress(counters.clone())),
-        tokio::spawn(publish_lag(source, metrics)),
+        tokio::spawn(vitals::watch(source, metrics, health.clone())),
         tokio::spawn(remove_markers(
             store.clone(),
             settings.store.tombstone_retention(),
@@ -163,28 +161,19 @@ pub(super) fn warn_of(store: &dyn Store) {
     }
 }
 
-async fn connect(settings: &Settings, store: &Arc<dyn Store>) -> Result<Arc<KafkaSource>, Failure> {
+async fn connect(
+    settings: &Settings,
+    store: &Arc<dyn Store>,
+    metrics: &Metrics,
+) -> Result<Arc<KafkaSource>, Failure> {
     let (kafka, stored) = (settings.kafka.clone(), count_stored_beyond(store));
-    let source = tokio::task::spawn_blocking(move || KafkaSource::start_for_store(&kafka, stored))
+    let metrics = metrics.clone();
+    let start = move || KafkaSource::start_for_store(&kafka, stored, metrics);
+    let source = tokio::task::spawn_blocking(start)
         .await
         .map_err(Failure::failed)?
         .map_err(Failure::failed)?;
     Ok(Arc::new(source))
-}
-
-/// Publishes how many records wait in the partitions that are held.
-async fn publish_lag(source: Arc<KafkaSource>, metrics: Metrics) {
-    loop {
-        tokio::time::sleep(LAG_INTERVAL).await;
-        let held = source.partitions();
-        for (partition, records) in source.counters().lag {
-            // The statistics may still tell of partitions that have left.
-            if held.contains(&partition) {
-                let records = u64::try_from(records).unwrap_or(0);
-                metrics.lag(&partition.topic, partition.partition, records);
-            }
-        }
-    }
 }
 
 async fn remove_markers(store: Arc<dyn Store>, retention: Duration) {

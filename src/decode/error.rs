@@ -174,6 +174,28 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
+    /// All that [`class`](Self::class) gives.
+    pub const CLASSES: [&str; 18] = [
+        "oversized",
+        "too_deep",
+        "invalid_row",
+        "invalid_utf8",
+        "lone_surrogate",
+        "invalid_json",
+        "framed_value",
+        "not_an_object",
+        "wrong_type",
+        "missing_id",
+        "invalid_id",
+        "id_mismatch",
+        "invalid_time",
+        "empty_text",
+        "tombstone_without_key",
+        "not_a_cloudevent",
+        "invalid_cloudevent",
+        "unsupported_content_type",
+    ];
+
     /// Short stable name, such as `invalid_json`: dead-letter headers and metrics carry it.
     pub fn class(&self) -> &'static str {
         match self {

@@ -164,7 +164,7 @@ pub(super) fn metadata<C: ConsumerContext>(
 
 /// Listens for why nothing answers. Faults arrive with the poll, among log lines that it hides; a
 /// consumer without subscription delivers nothing else.
-fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
+pub(super) fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
     let until = Instant::now() + FAULTS_WAIT;
     while Instant::now() < until {
         consumer.poll(FAULTS_WAIT / 10);

@@ -5,7 +5,7 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Once, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rdkafka::TopicPartitionList;
@@ -141,7 +141,7 @@ impl Request {
             desk.add_pending_commits(&self.offsets);
             desk.take_pending_commits(self.with_leaving)
         };
-        let outcome = commit(consumer, &held).map_err(|error| {
+        let outcome = commit_counted(consumer, shared, &held).map_err(|error| {
             shared.counters.commit_failures.add(held.len() as u64);
             shared.desk.lock().add_pending_commits(&held);
             client::source_error("offsets were not committed", &error)
@@ -158,7 +158,7 @@ impl Request {
 /// Commits what waits; what the broker does not take waits for the next turn.
 fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
     let pending = shared.desk.lock().take_pending_commits(false);
-    let Err(error) = commit(consumer, &pending) else {
+    let Err(error) = commit_counted(consumer, shared, &pending) else {
         shared.counters.commits.add(pending.len() as u64);
         shared.desk.lock().commit_succeeded(&pending);
         return;
@@ -170,6 +170,20 @@ fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
         let error = client::source_error("offsets cannot be committed", &error);
         consumer.context().fail(error);
     }
+}
+
+/// Commits and counts that, once the broker has answered.
+fn commit_counted(
+    consumer: &GroupConsumer,
+    shared: &Shared,
+    offsets: &[CommitOffset],
+) -> KafkaResult<()> {
+    let started = Instant::now();
+    let outcome = commit(consumer, offsets);
+    if !offsets.is_empty() {
+        shared.metrics.commit(outcome.is_ok(), started.elapsed());
+    }
+    outcome
 }
 
 /// Commits offsets and waits for the broker; nothing to commit is no error.

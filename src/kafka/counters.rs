@@ -2,11 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-use rdkafka::statistics::Statistics;
-
-use crate::document::TopicPartition;
-
 /// A counter that only grows.
 #[derive(Debug, Default)]
 pub(super) struct Count(AtomicU64);
@@ -31,7 +26,6 @@ pub(super) struct Counters {
     pub(super) rebalances: Count,
     pub(super) commits: Count,
     pub(super) commit_failures: Count,
-    lag: Mutex<Vec<(TopicPartition, i64)>>,
 }
 
 /// What the source has counted since it started.
@@ -53,26 +47,9 @@ pub struct SourceCounters {
     pub commits: u64,
     /// Partition offsets that the broker did not take.
     pub commit_failures: u64,
-    /// Records that the topic holds beyond the last one fetched, by partition; as old as the
-    /// client's last statistics (five seconds unless configured).
-    pub lag: Vec<(TopicPartition, i64)>,
 }
 
 impl Counters {
-    pub(super) fn note_lag(&self, statistics: &Statistics) {
-        let mut lag = Vec::new();
-        for topic in statistics.topics.values() {
-            for (number, partition) in &topic.partitions {
-                // librdkafka's own partition -1 holds what has none yet.
-                if *number >= 0 && partition.consumer_lag >= 0 {
-                    let name = TopicPartition::new(topic.topic.as_str(), *number);
-                    lag.push((name, partition.consumer_lag));
-                }
-            }
-        }
-        *self.lag.lock() = lag;
-    }
-
     pub(super) fn snapshot(&self) -> SourceCounters {
         SourceCounters {
             records: self.records.get(),
@@ -83,7 +60,6 @@ impl Counters {
             rebalances: self.rebalances.get(),
             commits: self.commits.get(),
             commit_failures: self.commit_failures.get(),
-            lag: self.lag.lock().clone(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::delivered::Delivered;
 use super::log_identity::{LogNote, RecordIdentity};
+use super::progress::Position;
 use crate::document::{Generation, TopicPartition};
 use crate::source::{CommitOffset, SourceRecord};
 
@@ -41,6 +42,16 @@ pub(super) struct Held {
     pub(super) rests: bool,
     /// Where a bounded source's group is.
     committed: Option<i64>,
+    /// Everything below is durable and committed, or was when the partition was assigned.
+    position: Option<i64>,
+}
+
+impl Held {
+    /// Whether it is read, and everything that was delivered is committed.
+    fn is_settled(&self) -> bool {
+        let reads = self.begun && !self.checking && !self.leaving && !self.ended;
+        reads && self.position.is_some() && self.next.is_none_or(|next| Some(next) == self.position)
+    }
 }
 
 /// A partition whose log is to be compared with what was read before.
@@ -119,6 +130,7 @@ impl Desk {
                 ended: false,
                 rests: false,
                 committed: None,
+                position: None,
             };
             self.topics
                 .entry(Arc::clone(&partition.topic))
@@ -173,6 +185,7 @@ impl Desk {
             return false;
         };
         held.checking = false;
+        held.position = held.position.max(Some(begin.at));
         if held.begun {
             return true;
         }
@@ -279,6 +292,46 @@ impl Desk {
             };
             self.pending_commits.insert(partition.clone(), offset);
         }
+    }
+
+    /// Where the partitions are.
+    pub(super) fn positions(&self) -> Vec<Position> {
+        let position = |held: &Held| Position {
+            partition: held.partition.clone(),
+            generation: held.generation,
+            position: held.position,
+            is_settled: held.is_settled() && !self.paused,
+            checking: held.checking,
+        };
+        self.all()
+            .filter(|held| !held.leaving)
+            .map(position)
+            .collect()
+    }
+
+    /// Lets the end of a partition be committed where nothing will be delivered between `from`, everything
+    /// below which is committed, and `to`. False where something was delivered meanwhile.
+    pub(super) fn pass_gap(
+        &mut self,
+        partition: &TopicPartition,
+        generation: Generation,
+        from: i64,
+        to: i64,
+    ) -> bool {
+        let held = self.get_mut(&partition.topic, partition.partition);
+        let Some(held) = held.filter(|held| {
+            held.generation == generation && held.is_settled() && held.position == Some(from)
+        }) else {
+            return false;
+        };
+        held.next = Some(to);
+        let offset = CommitOffset {
+            partition: partition.clone(),
+            next_offset: to,
+            generation,
+        };
+        self.pending_commits.insert(partition.clone(), offset);
+        true
     }
 
     /// Whether a bounded partition has reached its end.
@@ -399,6 +452,7 @@ impl Desk {
                 && held.generation == offset.generation
             {
                 held.delivered.committed(offset.next_offset);
+                held.position = held.position.max(Some(offset.next_offset));
                 if held.end.is_some() {
                     held.committed = held.committed.max(Some(offset.next_offset));
                     self.settle(&offset.partition);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::BaseConsumer;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{self, Reporting};
 use super::settings::KafkaSettings;
@@ -51,6 +51,12 @@ impl Inspector {
         Ok(self.look_up(topic)?.unwrap_or_default())
     }
 
+    /// Why no broker responds.
+    pub(super) fn why(&self, error: &KafkaError) -> String {
+        client::listen(&self.consumer);
+        client::unreachable(error, &self.reporting.faults, &self.settings).to_string()
+    }
+
     /// Partitions of a topic, or the error that the broker has for it.
     fn look_up(&self, topic: &str) -> Result<Result<Vec<i32>, RDKafkaErrorCode>, SourceError> {
         let (faults, settings) = (&self.reporting.faults, &self.settings);
@@ -67,7 +73,7 @@ impl Inspector {
     }
 
     /// Partitions of a topic; empty only where the broker says that there is no such topic.
-    fn certain_partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
+    pub(super) fn certain_partitions(&self, topic: &str) -> Result<Vec<i32>, SourceError> {
         match self.look_up(topic)? {
             Ok(partitions) => Ok(partitions),
             Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {

@@ -13,6 +13,7 @@ mod embedded;
 mod inspect;
 mod log_identity;
 mod poll;
+mod progress;
 mod properties;
 mod range;
 mod rebalance;
@@ -34,6 +35,7 @@ pub use embedded::{
 pub use inspect::{
     GroupPosition, certain_group_positions, describe_broker, group_positions, oldest_offsets,
 };
+pub use progress::{PartitionStatus, SourceStatus};
 pub use properties::Properties;
 pub use range::{
     LagWatch, OffsetRange, RangeError, RangeJob, RangePosition, RangeProgress, RangeSpec, Span,

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, TopicPartitionList};
@@ -25,6 +24,7 @@ use super::range::JobPlan;
 use super::start::{self, StartPolicy};
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, SourceError, SourceEvent};
+use crate::telemetry::Metrics;
 
 /// How long the client may take to move to other offsets.
 const SEEK_WITHIN: Duration = Duration::from_secs(5);
@@ -51,6 +51,7 @@ pub(super) struct Shared {
     pub(super) desk: Mutex<Desk>,
     pub(super) faults: Faults,
     pub(super) counters: Counters,
+    pub(super) metrics: Metrics,
     pub(super) failed: AtomicBool,
     phase: AtomicU8,
 }
@@ -61,6 +62,7 @@ impl Shared {
         revoke_drain: Duration,
         desk: Desk,
         job: Option<Arc<JobPlan>>,
+        metrics: Metrics,
     ) -> Self {
         Self {
             policy,
@@ -69,6 +71,7 @@ impl Shared {
             desk: Mutex::new(desk),
             faults: Faults::default(),
             counters: Counters::default(),
+            metrics,
             failed: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Running as u8),
         }
@@ -115,10 +118,6 @@ impl ClientContext for Callbacks {
 
     fn error(&self, error: KafkaError, reason: &str) {
         client::report(&self.shared.faults, &error, reason);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.shared.counters.note_lag(&statistics);
     }
 }
 

@@ -15,18 +15,20 @@ use super::committer::{self, Committer};
 use super::counters::SourceCounters;
 use super::desk::{ChunkBounds, Desk};
 use super::poll::{PollThread, QUEUE_CHUNKS};
+use super::progress::{ProgressThread, SourceStatus};
 use super::range::{JobPlan, RangeJob, RangeProgress, Watch};
 use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
 use super::start::StartPolicy;
 use crate::document::{Generation, TopicPartition};
 use crate::source::{CommitMode, CommitOffset, Events, Source, SourceError};
+use crate::telemetry::Metrics;
 
 /// Most records of one chunk, however much the queue may hold: a chunk is the unit that the
 /// pipeline takes at once.
 const MAX_CHUNK_RECORDS: usize = 1024;
-/// How often the client says how far behind it is.
-const LAG_INTERVAL_MS: &str = "5000";
+/// How long the progress thread gives brokers to respond.
+const RESPOND_WITHIN_MS: u64 = 5_000;
 const WATCH_TICK: Duration = Duration::from_millis(10);
 /// How long leaving the group may take before the thread is left behind.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -36,14 +38,17 @@ struct Beside {
     /// Settings of the live group.
     live: KafkaSettings,
     stored: Option<CountStoredBeyond>,
+    metrics: Metrics,
 }
 
 impl Beside {
-    fn of(live: &KafkaSettings, stored: Option<CountStoredBeyond>) -> Self {
-        Self {
+    fn of(live: &KafkaSettings, stored: Option<CountStoredBeyond>) -> Result<Self, SourceError> {
+        let metrics = Metrics::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
+        Ok(Self {
             live: live.clone(),
             stored,
-        }
+            metrics,
+        })
     }
 }
 
@@ -52,6 +57,7 @@ pub struct KafkaSource {
     shared: Arc<Shared>,
     committer: Committer,
     events: Events,
+    status: Arc<Mutex<SourceStatus>>,
     /// Disconnected once the poll thread has ended.
     ended: Receiver<()>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -66,19 +72,26 @@ impl KafkaSource {
     /// # Errors
     /// Fatal where no broker answers in time or a setting or credential is refused.
     pub fn start(settings: &KafkaSettings) -> Result<Self, SourceError> {
-        Self::start_with(settings, None, Beside::of(settings, None))
+        Self::start_with(settings, None, Beside::of(settings, None)?)
     }
 
     /// As [`KafkaSource::start`], for documents that go to a store: partitions of which the group
-    /// has committed nothing begin only where `stored` counts nothing from beyond their ends.
+    /// has committed nothing begin only where `stored` counts nothing from beyond their ends. Commits
+    /// are counted in `metrics`.
     ///
     /// # Errors
     /// As [`KafkaSource::start`].
     pub fn start_for_store(
         settings: &KafkaSettings,
         stored: CountStoredBeyond,
+        metrics: Metrics,
     ) -> Result<Self, SourceError> {
-        Self::start_with(settings, None, Beside::of(settings, Some(stored)))
+        let beside = Beside {
+            live: settings.clone(),
+            stored: Some(stored),
+            metrics,
+        };
+        Self::start_with(settings, None, beside)
     }
 
     /// Starts a worker of a bounded job in a group of its own: the group of `settings` is left
@@ -115,7 +128,8 @@ impl KafkaSource {
             bytes: (settings.queue_bytes / QUEUE_CHUNKS).max(1),
         });
         let drain = settings.revoke_drain();
-        let shared = Arc::new(Shared::new(policy, drain, desk, job));
+        let is_bounded = job.is_some();
+        let shared = Arc::new(Shared::new(policy, drain, desk, job, beside.metrics));
         let (control, announced) = unbounded();
         // One place more, for the end of a bounded source.
         let (records, delivered) = bounded(QUEUE_CHUNKS + 1);
@@ -130,10 +144,7 @@ impl KafkaSource {
             committer: committer.clone(),
             checks,
         };
-        let mut config = settings.consumer_config()?;
-        if settings.properties.get("statistics.interval.ms").is_none() {
-            config.set("statistics.interval.ms", LAG_INTERVAL_MS);
-        }
+        let config = settings.consumer_config()?;
         let consumer: GroupConsumer = config
             .create_with_context(callbacks)
             .map_err(|error| client::source_error("the kafka consumer cannot be set up", &error))?;
@@ -160,6 +171,20 @@ impl KafkaSource {
             count_stored_beyond: beside.stored,
         };
         check.spawn().map_err(no_thread)?;
+        let status = Arc::default();
+        // A bounded job is watched as a whole.
+        if !is_bounded {
+            let progress = ProgressThread {
+                settings: KafkaSettings {
+                    connect_timeout_ms: settings.connect_timeout_ms.min(RESPOND_WITHIN_MS),
+                    ..settings.clone()
+                },
+                shared: Arc::clone(&shared),
+                consumer: Arc::downgrade(&consumer),
+                status: Arc::clone(&status),
+            };
+            progress.spawn()?;
+        }
         let poll = PollThread::new(consumer, Arc::clone(&shared), records, checked);
         let (alive, ended) = bounded(1);
         let thread = thread::Builder::new()
@@ -173,6 +198,7 @@ impl KafkaSource {
             shared,
             committer,
             events: Events::new(announced, delivered),
+            status,
             ended,
             thread: Mutex::new(Some(thread)),
             watch: Mutex::default(),
@@ -182,6 +208,11 @@ impl KafkaSource {
     /// What was counted so far.
     pub fn counters(&self) -> SourceCounters {
         self.shared.counters.snapshot()
+    }
+
+    /// How the source does, as it was looked at last; nothing for a bounded source.
+    pub fn status(&self) -> SourceStatus {
+        self.status.lock().clone()
     }
 
     /// The partitions that are held now.
@@ -243,7 +274,7 @@ impl RangeStart {
         if self.is_left_alone() {
             return Ok(None);
         }
-        let beside = Beside::of(&self.live, stored);
+        let beside = Beside::of(&self.live, stored)?;
         let source = KafkaSource::start_with(&self.settings, Some(self.watch.plan()), beside)?;
         let watching = self
             .watch

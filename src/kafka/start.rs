@@ -3,7 +3,7 @@
 //! stand below it.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -20,6 +20,9 @@ use crate::source::SourceError;
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the question for one partition alone may take, where that for all was not answered.
 const SINGLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for where partitions end, which is asked all the time.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(3);
+const SINGLE_ENDS_WITHIN: Duration = Duration::from_secs(6);
 /// Partitions that a message names before it says how many more there are.
 const NAMED_PARTITIONS: usize = 8;
 
@@ -269,6 +272,33 @@ pub(super) fn ranges<C: ConsumerContext>(
             tracing::warn!(%error, "the offsets that the topic has cannot be asked for");
             HashMap::new()
         }
+    }
+}
+
+/// Where each of the partitions ends: its last stable offset, unless the client is told to read what is not
+/// committed. Those whose leader does not respond are left out.
+///
+/// # Errors
+/// When none responds.
+pub(super) fn ends<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[TopicPartition],
+) -> KafkaResult<HashMap<TopicPartition, i64>> {
+    let error = match ask_offsets(consumer, partitions, Offset::End, ENDS_TIMEOUT) {
+        Ok(ends) => return Ok(ends),
+        Err(error) => error,
+    };
+    let until = Instant::now() + SINGLE_ENDS_WITHIN;
+    let single = |partition| {
+        let one = std::slice::from_ref(partition);
+        ask_offsets(consumer, one, Offset::End, SINGLE_TIMEOUT).ok()
+    };
+    let asked = partitions.iter().take_while(|_| Instant::now() < until);
+    let found: HashMap<_, _> = asked.filter_map(single).flatten().collect();
+    if found.is_empty() {
+        Err(error)
+    } else {
+        Ok(found)
     }
 }
 

@@ -16,6 +16,12 @@ const LOG_EVERY: u64 = 100;
 /// Refused records that are always logged.
 const LOG_FIRST: u64 = 10;
 
+/// Class of a document that the model fails on.
+pub(super) const MODEL_FAILED: &str = "model_failed";
+
+/// Class of a record that the store rejects.
+pub(super) const STORE_REJECTED: &str = "store_rejected";
+
 /// Dead letters in flight at most.
 const REFUSALS_IN_FLIGHT: usize = 256;
 

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use super::intake::IntakeState;
 use super::{Context, Ending, PipelineError, Running, Wiring};
 use crate::source::{CommitMode, SourceError};
-use crate::telemetry::Stage;
 
 /// Pause between two attempts at the last commit.
 const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
@@ -51,17 +50,13 @@ async fn commit(context: &Arc<Context>, mode: CommitMode) -> bool {
     }
     let source = context.source.clone();
     let committing = offsets.clone();
-    let started = Instant::now();
     let outcome = tokio::task::spawn_blocking(move || source.commit(&committing, mode)).await;
     match outcome {
         Ok(Ok(())) => {
             context.ledger.mark_committed(&offsets);
-            context.metrics.commit(true);
-            context.metrics.stage(Stage::Commit, started.elapsed());
         }
         Ok(Err(error @ SourceError::Fatal(_))) => context.fail(error.into()),
         Ok(Err(error)) => {
-            context.metrics.commit(false);
             tracing::warn!(error = %error, "a commit failed and is tried again");
             return false;
         }

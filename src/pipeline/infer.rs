@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::batches::Batches;
-use super::dead_letters::Refusal;
+use super::dead_letters::{MODEL_FAILED, Refusal};
 use super::prepare::Ready;
 use super::write::{Content, Write};
 use super::{Context, PipelineError, Refused, spawn};
@@ -39,9 +39,15 @@ pub(super) fn run_inference(
             return;
         }
         let started = Instant::now();
+        let waited = items
+            .iter()
+            .map(|ready| started.saturating_duration_since(ready.at));
+        context
+            .metrics
+            .stage(Stage::Batch, waited.max().unwrap_or_default());
         let sent = match tag(context, model, &items) {
             Ok(taggings) => {
-                count(context, &items, started.elapsed());
+                count(context, &items);
                 send(context, items, taggings, out)
             }
             Err(error) => one_by_one(context, model, items, error, out),
@@ -56,10 +62,16 @@ type Taggings = Vec<Result<Tagging, NotFinite>>;
 
 fn tag(context: &Context, model: &mut dyn Model, batch: &[Ready]) -> Result<Taggings, TaggerError> {
     let encoded: Vec<_> = batch.iter().map(|ready| &ready.encoded).collect();
-    context.tagger.tag(model, &encoded)
+    let started = Instant::now();
+    let outputs = context.tagger.run(model, &encoded)?;
+    context.metrics.stage(Stage::Infer, started.elapsed());
+    let started = Instant::now();
+    let taggings = context.tagger.score(&encoded, &outputs);
+    context.metrics.stage(Stage::Score, started.elapsed());
+    taggings
 }
 
-fn count(context: &Context, batch: &[Ready], elapsed: Duration) {
+fn count(context: &Context, batch: &[Ready]) {
     let lengths = batch.iter().map(|ready| ready.tokens());
     let (tokens, longest) = lengths.fold((0, 0), |(sum, longest), n| (sum + n, n.max(longest)));
     let counters = &context.counters;
@@ -74,7 +86,6 @@ fn count(context: &Context, batch: &[Ready], elapsed: Duration) {
     context
         .metrics
         .batch(batch.len(), tokens, longest * batch.len());
-    context.metrics.stage(Stage::Infer, elapsed);
 }
 
 /// After a failed batch: which documents are at fault? Each runs alone. When all of them fail the
@@ -116,7 +127,7 @@ fn one_by_one(
     for (ready, outcome) in batch.into_iter().zip(outcomes) {
         let sent = match outcome {
             Ok(taggings) => {
-                count(context, std::slice::from_ref(&ready), Duration::ZERO);
+                count(context, std::slice::from_ref(&ready));
                 send(context, vec![ready], taggings, out)
             }
             Err(error) => refuse(ready, error.to_string(), out),
@@ -131,7 +142,7 @@ fn one_by_one(
 fn refuse(ready: Ready, message: String, out: &Tagged) -> bool {
     let refusal = Refusal {
         stage: "model",
-        class: "model_failed",
+        class: MODEL_FAILED,
         message,
     };
     let refused = Refused {

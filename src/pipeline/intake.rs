@@ -11,6 +11,7 @@ use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender};
 use super::{Context, PipelineError, Throttle, Wiring, spawn};
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, Events, SourceEvent, SourceRecord};
+use crate::telemetry::Outcome;
 
 /// How often the intake looks whether it shall stop while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
@@ -170,23 +171,18 @@ impl Intake<'_> {
                 partitions,
                 generation,
             } => {
-                tracing::info!(partitions = %listed(&partitions), generation = generation.0, "partitions assigned");
                 context.ledger.assign(&partitions, generation);
                 context.metrics.rebalance("assigned");
             }
             SourceEvent::Revoked { partitions, reply } => {
                 let offsets = self.drain(&partitions);
-                tracing::info!(partitions = %listed(&partitions), "partitions revoked");
                 context.metrics.rebalance("revoked");
-                gone(context, &partitions);
                 // The source may have given up waiting: its records are then delivered again elsewhere.
                 let _ = reply.send(offsets);
             }
             SourceEvent::Lost { partitions } => {
-                tracing::warn!(partitions = %listed(&partitions), "partitions lost; what is in flight is abandoned");
-                context.ledger.lose(&partitions);
+                abandoned(context, context.ledger.lose(&partitions));
                 context.metrics.rebalance("lost");
-                gone(context, &partitions);
             }
             SourceEvent::Ended => self.delivered_all = true,
             SourceEvent::Failed(error) => context.fail(PipelineError::Source(error)),
@@ -201,7 +197,9 @@ impl Intake<'_> {
         // What is held here is in flight as well.
         self.send_admitted(self.revoke_drain);
         let left = deadline.saturating_duration_since(Instant::now());
-        context.ledger.revoke(partitions, left)
+        let (offsets, given_up) = context.ledger.revoke(partitions, left);
+        abandoned(context, given_up);
+        offsets
     }
 }
 
@@ -222,17 +220,17 @@ fn still_ours(context: &Context, mut records: Vec<SourceRecord>) -> Vec<SourceRe
     records
 }
 
-fn gone(context: &Context, partitions: &[TopicPartition]) {
-    for partition in partitions {
+/// Counts records that are given up with their partition; its next owner gets them again.
+fn abandoned(context: &Context, records: usize) {
+    if records > 0 {
+        tracing::warn!(
+            records,
+            "what was in flight of partitions that left is abandoned"
+        );
         context
             .metrics
-            .lag_gone(&partition.topic, partition.partition);
+            .documents(Outcome::Abandoned, records as u64);
     }
-}
-
-fn listed(partitions: &[TopicPartition]) -> String {
-    let names: Vec<String> = partitions.iter().map(ToString::to_string).collect();
-    names.join(" ")
 }
 
 /// Starts the intake on its own thread.

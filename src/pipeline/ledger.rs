@@ -135,12 +135,12 @@ impl Ledger {
     }
 
     /// Waits until nothing of `partitions` is in flight, at most `wait`; then gives their last
-    /// offsets and forgets them.
+    /// offsets and how many records are given up, and forgets them.
     pub(super) fn revoke(
         &self,
         partitions: &[TopicPartition],
         wait: Duration,
-    ) -> Vec<CommitOffset> {
+    ) -> (Vec<CommitOffset>, usize) {
         let deadline = Instant::now() + wait;
         let mut state = self.state.lock();
         while !state.closed && state.watermarks.in_flight_of(partitions) > 0 {
@@ -148,12 +148,18 @@ impl Ledger {
                 break;
             }
         }
-        state.watermarks.revoke(partitions)
+        let given_up = state.watermarks.in_flight_of(partitions);
+        (state.watermarks.revoke(partitions), given_up)
     }
 
-    pub(super) fn lose(&self, partitions: &[TopicPartition]) {
-        self.state.lock().watermarks.lose(partitions);
+    /// Forgets partitions; says how many records are given up with them.
+    pub(super) fn lose(&self, partitions: &[TopicPartition]) -> usize {
+        let mut state = self.state.lock();
+        let given_up = state.watermarks.in_flight_of(partitions);
+        state.watermarks.lose(partitions);
+        drop(state);
         self.changed.notify_all();
+        given_up
     }
 
     pub(super) fn committable(&self) -> Vec<CommitOffset> {

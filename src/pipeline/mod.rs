@@ -44,7 +44,7 @@ pub use throttle::Throttle;
 pub use upkeep::{end_abandoned_bulk, remove_expired_markers};
 
 use crate::batch::{BatchPlanner, BatchSettings};
-use crate::decode::{Decoder, TextSettings};
+use crate::decode::{DecodeError, Decoder, TextSettings};
 use crate::model::Model;
 use crate::score::{Tagger, TaggerError};
 use crate::source::{DeadLetterError, DeadLetterSink, Source, SourceError, SourceRecord};
@@ -268,9 +268,11 @@ pub async fn run(
         models,
         provenance,
         store,
-        dead_letters,
+        dead_letters: sink,
         metrics,
     } = stages;
+    metrics.expect_dead_letters(DecodeError::CLASSES);
+    metrics.expect_dead_letters([dead_letters::MODEL_FAILED, dead_letters::STORE_REJECTED]);
     let context = Arc::new(Context {
         source,
         decoder,
@@ -278,7 +280,7 @@ pub async fn run(
         tagger,
         provenance,
         store,
-        dead_letters,
+        dead_letters: sink,
         repeats: Repeats::new(wiring.pipeline.repeated_texts),
         ledger: Ledger::new(Budget {
             records: wiring.pipeline.max_in_flight_records,

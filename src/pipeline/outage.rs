@@ -1,5 +1,5 @@
-//! Whether records wait for a store that is away or a dead letter that cannot be kept, for whoever
-//! asks if the worker is ready. Knows neither: it is told.
+//! Whether records wait for a store that is away or a dead letter that cannot be kept, for those who ask
+//! if the worker is ready. Knows neither: it is told.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::store::StoreError;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, Part};
 
 /// What is there again within this time was busy, not away.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -15,7 +15,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// The note of one run.
 #[derive(Debug)]
 pub(super) struct Outage {
-    health: Option<Health>,
+    health: Health,
     /// Whether the store is away: looked at after each write.
     lasts: AtomicBool,
     /// Dead letters that have waited for longer than [`GRACE`]. Health is set while this is locked.
@@ -25,7 +25,7 @@ pub(super) struct Outage {
 impl Outage {
     pub(super) fn new(health: Option<Health>) -> Self {
         Self {
-            health,
+            health: health.unwrap_or_default(),
             lasts: AtomicBool::new(false),
             waiting: Mutex::new(0),
         }
@@ -35,11 +35,9 @@ impl Outage {
     pub(super) fn failed(&self, failure: &StoreError, since: Duration) {
         // A store that is full or rejects everything does not come back by itself: that need not be waited for.
         if since >= GRACE || matches!(failure, StoreError::Full(_) | StoreError::Rejected(_)) {
-            let _locked = self.waiting.lock();
             self.lasts.store(true, Ordering::Release);
-            if let Some(health) = &self.health {
-                health.set_not_ready(format!("documents wait for the store: {failure}"));
-            }
+            let reason = format!("documents wait for the store: {failure}");
+            self.health.set_trouble(Part::Store, reason);
         }
     }
 
@@ -48,10 +46,10 @@ impl Outage {
         self.lasts.load(Ordering::Acquire)
     }
 
-    /// A write was taken.
+    /// A write was accepted.
     pub(super) fn over(&self) {
         if self.lasts.swap(false, Ordering::AcqRel) {
-            self.settle(*self.waiting.lock());
+            self.health.set_well(Part::Store);
         }
     }
 
@@ -59,22 +57,11 @@ impl Outage {
     pub(super) fn dead_letter_waits(&self) -> WaitingDeadLetter<'_> {
         let mut waiting = self.waiting.lock();
         *waiting += 1;
-        if let Some(health) = &self.health {
-            health.set_not_ready(
-                "rejected records wait for the dead-letter topic or the spool folder; the log says why",
-            );
-        }
+        self.health.set_trouble(
+            Part::DeadLetters,
+            "rejected records wait for the dead-letter topic or the spool folder; the log says why",
+        );
         WaitingDeadLetter(self)
-    }
-
-    /// Ready again where nothing waits any more; called with the number locked.
-    fn settle(&self, waiting: usize) {
-        if waiting == 0
-            && !self.lasts.load(Ordering::Acquire)
-            && let Some(health) = &self.health
-        {
-            health.set_ready();
-        }
     }
 }
 
@@ -86,7 +73,9 @@ impl Drop for WaitingDeadLetter<'_> {
     fn drop(&mut self) {
         let mut waiting = self.0.waiting.lock();
         *waiting -= 1;
-        self.0.settle(*waiting);
+        if *waiting == 0 {
+            self.0.health.set_well(Part::DeadLetters);
+        }
     }
 }
 
@@ -94,16 +83,20 @@ impl Drop for WaitingDeadLetter<'_> {
 mod tests {
     use super::*;
 
+    fn started() -> (Health, Outage) {
+        let health = Health::new();
+        health.set_started();
+        (health.clone(), Outage::new(Some(health)))
+    }
+
     #[test]
     fn a_short_trouble_is_none_and_an_outage_ends_with_the_first_write() {
-        let health = Health::new();
-        health.set_ready();
-        let outage = Outage::new(Some(health.clone()));
+        let (health, outage) = started();
         let away = StoreError::Transient("connection refused".to_owned());
         outage.failed(&away, Duration::from_secs(1));
         assert!(health.is_ready());
         outage.failed(&away, GRACE);
-        assert!(!health.is_ready());
+        assert!(!health.is_ready() && outage.lasts());
         outage.over();
         assert!(health.is_ready());
         outage.failed(&StoreError::Full("disk".to_owned()), Duration::ZERO);
@@ -112,9 +105,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_ready_again_once_neither_store_nor_dead_letters_are_waited_for() {
-        let health = Health::new();
-        health.set_ready();
-        let outage = Outage::new(Some(health.clone()));
+        let (health, outage) = started();
         let (first, second) = (outage.dead_letter_waits(), outage.dead_letter_waits());
         assert!(!health.is_ready());
         outage.failed(&StoreError::Full("disk".to_owned()), Duration::ZERO);
@@ -126,13 +117,5 @@ mod tests {
         assert!(!health.is_ready(), "the store is still full");
         outage.over();
         assert!(health.is_ready());
-    }
-
-    #[test]
-    fn a_write_does_not_make_ready_what_never_was() {
-        let health = Health::new();
-        let outage = Outage::new(Some(health.clone()));
-        outage.over();
-        assert!(!health.is_ready());
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Ready {
     pub(super) document: Document,
     pub(super) version: Version,
     pub(super) encoded: EncodedText,
+    /// When it was ready for a batch.
+    pub(super) at: Instant,
     tokens: usize,
 }
 
@@ -243,6 +245,7 @@ fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
         document,
         version,
         encoded,
+        at: Instant::now(),
         tokens,
     }
 }

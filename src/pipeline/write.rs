@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::acceptance::Held;
-use super::dead_letters::{Refusal, refuse};
+use super::dead_letters::{Refusal, STORE_REJECTED, refuse};
 use super::ledger::Ticket;
 use super::pace::Pace;
 use super::{Context, PipelineError};
@@ -210,7 +210,7 @@ async fn isolate(
     };
     let refusal = Refusal {
         stage: STAGE,
-        class: "store_rejected",
+        class: STORE_REJECTED,
         message: reason,
     };
     refuse(&context, write.ticket, write.record, refusal).await
@@ -234,6 +234,12 @@ fn acknowledge(context: &Context, batch: &[Write], outcome: WriteOutcome) {
         (Outcome::Superseded, superseded),
     ] {
         context.metrics.documents(outcome, documents as u64);
+    }
+    let now = Timestamp::now().as_millisecond();
+    for timestamp_ms in batch.iter().filter_map(|write| write.record.timestamp_ms) {
+        let took = u64::try_from(now - timestamp_ms).unwrap_or(0);
+        let took = Duration::from_millis(took);
+        context.metrics.stage(Stage::EndToEnd, took);
     }
     context
         .ledger

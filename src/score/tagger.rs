@@ -292,7 +292,11 @@ impl Tagger {
         self.hidden_size
     }
 
-    fn run(
+    /// The outputs of all passes over `texts`: the middle part of [`Tagger::tag`].
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn run(
         &self,
         model: &mut dyn Model,
         texts: &[&EncodedText],

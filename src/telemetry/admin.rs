@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::health::Health;
+use super::health::{Health, Part};
 use super::metrics::Metrics;
 use crate::bounds::Violation;
 
@@ -135,6 +135,11 @@ async fn render_metrics(State(shown): State<Shown>) -> Response {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
+    for part in Part::ALL {
+        shown
+            .metrics
+            .part_is_well(part.name(), shown.health.is_well(part));
+    }
     (kind, shown.metrics.render()).into_response()
 }
 
@@ -191,11 +196,17 @@ mod tests {
         assert_eq!(status(&answer), "503");
         assert!(answer.contains("starting"), "{answer}");
 
-        health.set_ready();
+        health.set_started();
         assert_eq!(status(&ask(&server, "/readyz").await), "200");
         let answer = ask(&server, "/metrics").await;
         assert!(answer.contains("tcbert_store_retries_total 1"), "{answer}");
         assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+        assert!(answer.contains("tcbert_well{part=\"store\"} 1"), "{answer}");
+        health.set_trouble(Part::Store, "the store is full");
+        let answer = ask(&server, "/metrics").await;
+        assert!(answer.contains("tcbert_well{part=\"store\"} 0"), "{answer}");
+        assert_eq!(status(&ask(&server, "/readyz").await), "503");
+        assert_eq!(status(&ask(&server, "/healthz").await), "200");
 
         health.set_failed("the disk is gone");
         let answer = ask(&server, "/healthz").await;

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{
-    Counter, Gauge, Histogram, Label, counter, describe_counter, describe_gauge,
-    describe_histogram, gauge, histogram, with_local_recorder,
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram, with_local_recorder,
 };
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use parking_lot::Mutex;
 
 /// From a tenth of a millisecond, one decoded batch, to a minute, a store that struggles.
 const SECONDS_BUCKETS: [f64; 18] = [
@@ -89,6 +90,19 @@ impl Stage {
     }
 }
 
+/// How far behind a partition is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionLag {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// Records that are not processed yet; `None` as long as no broker has said where the partition ends.
+    pub records: Option<u64>,
+    /// Whether records wait and none was processed for minutes.
+    pub stalled: bool,
+}
+
 /// The worker's metrics; clones share them. Each instance has a registry of its own.
 #[derive(Clone)]
 pub struct Metrics {
@@ -100,6 +114,7 @@ struct Inner {
     handle: PrometheusHandle,
     batches: AtomicU64,
     known: Known,
+    partitions: Mutex<Vec<PartitionLag>>,
 }
 
 /// Metrics without labels of changing value, looked up once.
@@ -151,6 +166,10 @@ impl Metrics {
         let known = with_local_recorder(&recorder, || {
             describe();
             gauge!("tcbert_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            // A counter that appears with its first event has no rate for it.
+            for kind in ["assigned", "revoked", "lost"] {
+                counter!("tcbert_rebalances_total", "kind" => kind).absolute(0);
+            }
             Known::register()
         });
         Ok(Self {
@@ -159,6 +178,7 @@ impl Metrics {
                 recorder,
                 batches: AtomicU64::new(0),
                 known,
+                partitions: Mutex::default(),
             }),
         })
     }
@@ -222,28 +242,25 @@ impl Metrics {
         self.inner.known.in_flight.set(approximate(documents));
     }
 
-    /// Records of a partition that wait in the broker.
-    pub fn lag(&self, topic: &str, partition: i32, records: u64) {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a gauge is a float; beyond 2^53 records the last digit does not matter"
-        )]
-        self.lag_gauge(topic, partition).set(records as f64);
+    /// What is known of all partitions that are assigned; the series of others end.
+    pub fn partitions(&self, partitions: Vec<PartitionLag>) {
+        *self.inner.partitions.lock() = partitions;
     }
 
-    /// A partition that is no longer ours has no lag of ours.
-    pub fn lag_gone(&self, topic: &str, partition: i32) {
-        self.lag_gauge(topic, partition).set(0.0);
-    }
-
-    fn lag_gauge(&self, topic: &str, partition: i32) -> Gauge {
+    /// Whether a part of the worker is well.
+    pub fn part_is_well(&self, part: &'static str, well: bool) {
         with_local_recorder(&self.inner.recorder, || {
-            let labels = vec![
-                Label::new("topic", topic.to_owned()),
-                Label::new("partition", partition.to_string()),
-            ];
-            gauge!("tcbert_lag_records", labels)
-        })
+            gauge!("tcbert_well", "part" => part).set(if well { 1.0 } else { 0.0 });
+        });
+    }
+
+    /// Lets the counters of dead letters exist before the first of them.
+    pub fn expect_dead_letters(&self, reasons: impl IntoIterator<Item = &'static str>) {
+        with_local_recorder(&self.inner.recorder, || {
+            for reason in reasons {
+                counter!("tcbert_dead_letters_total", "reason" => reason).absolute(0);
+            }
+        });
     }
 
     /// A record sent to the dead-letter topic, by the kind of its fault.
@@ -271,11 +288,12 @@ impl Metrics {
         self.inner.known.store_paused.set(value);
     }
 
-    /// A commit of offsets, or the failure of one.
-    pub fn commit(&self, succeeded: bool) {
+    /// A commit of offsets that the broker has confirmed, or the failure of one.
+    pub fn commit(&self, succeeded: bool, took: Duration) {
         let known = &self.inner.known;
         if succeeded {
             known.commits.increment(1);
+            self.stage(Stage::Commit, took);
         } else {
             known.commit_failures.increment(1);
         }
@@ -285,6 +303,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.inner.handle.run_upkeep();
         let mut text = self.inner.handle.render();
+        self.render_partitions(&mut text);
         if let Some(bytes) = resident_bytes() {
             let _ = write!(
                 text,
@@ -295,6 +314,45 @@ impl Metrics {
         }
         text
     }
+}
+
+impl Metrics {
+    /// By hand: series of the exporter never end.
+    fn render_partitions(&self, text: &mut String) {
+        type Value = fn(&PartitionLag) -> Option<u64>;
+        let partitions = self.inner.partitions.lock();
+        let series: [(&str, &str, Value); 2] = [
+            (
+                "tcbert_lag_records",
+                "records of a partition that are not processed yet",
+                |lag| lag.records,
+            ),
+            (
+                "tcbert_partition_stalled",
+                "1 while records of a partition wait and none was processed for minutes",
+                |lag| Some(u64::from(lag.stalled)),
+            ),
+        ];
+        for (name, help, value) in series {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+            for partition in partitions.iter() {
+                let (topic, number) = (escaped(&partition.topic), partition.partition);
+                if let Some(value) = value(partition) {
+                    let _ = writeln!(
+                        text,
+                        "{name}{{topic=\"{topic}\",partition=\"{number}\"}} {value}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The value of a label.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 impl Known {
@@ -348,8 +406,8 @@ fn describe() {
         "documents taken and not yet at their end"
     );
     describe_gauge!(
-        "tcbert_lag_records",
-        "records of a partition that wait in the broker"
+        "tcbert_well",
+        "1 while a part of the worker (broker, assignment, store, dead_letters) is well"
     );
     describe_counter!("tcbert_store_retries_total", "writes tried again");
     describe_gauge!(
@@ -413,7 +471,14 @@ mod tests {
         metrics.batch(3, 90, 100);
         metrics.texts(1, 7);
         metrics.stage(Stage::Infer, Duration::from_millis(3));
-        metrics.lag("news", 2, 41);
+        let lag = |partition, records| PartitionLag {
+            topic: "news".to_owned(),
+            partition,
+            records,
+            stalled: partition == 3,
+        };
+        metrics.partitions(vec![lag(1, Some(0))]);
+        metrics.partitions(vec![lag(2, Some(41)), lag(3, None)]);
         metrics.dead_letter("malformed");
         metrics.in_flight(5);
         let text = metrics.render();
@@ -429,12 +494,20 @@ mod tests {
             "tcbert_batch_rows_count 1",
             "tcbert_stage_seconds_bucket{stage=\"infer\",le=\"0.005\"} 1",
             "tcbert_lag_records{topic=\"news\",partition=\"2\"} 41",
+            "tcbert_partition_stalled{topic=\"news\",partition=\"2\"} 0",
+            "tcbert_partition_stalled{topic=\"news\",partition=\"3\"} 1",
             "tcbert_dead_letters_total{reason=\"malformed\"} 1",
             "tcbert_unknown_tokens_total 7",
             "tcbert_truncated_documents_total 1",
             "tcbert_in_flight_documents 5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        for gone in [
+            "partition=\"1\"",
+            "tcbert_lag_records{topic=\"news\",partition=\"3\"}",
+        ] {
+            assert!(!text.contains(gone), "{gone}\n{text}");
         }
     }
 

@@ -7,6 +7,6 @@ mod logging;
 mod metrics;
 
 pub use admin::{AdminError, AdminServer, AdminSettings};
-pub use health::Health;
+pub use health::{Health, Part};
 pub use logging::{LogError, LogFormat, LogSettings, init_logging};
-pub use metrics::{Metrics, Outcome, Stage};
+pub use metrics::{Metrics, Outcome, PartitionLag, Stage};

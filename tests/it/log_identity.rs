@@ -13,6 +13,7 @@ use tcbert_worker::kafka::{
     SampleRecord,
 };
 use tcbert_worker::source::{CommitMode, Source, SourceError};
+use tcbert_worker::telemetry::Metrics;
 
 use crate::apache_kafka::{self, ApacheKafka, unique};
 use crate::kafka_reader::{PATIENCE, Reader, failure_of, keys, records};
@@ -103,6 +104,13 @@ impl<'a> Ground<'a> {
         reader.read_all(count);
         reader.commit(CommitMode::Wait).unwrap();
     }
+}
+
+fn start_for_store(
+    settings: &KafkaSettings,
+    stored: CountStoredBeyond,
+) -> Result<KafkaSource, SourceError> {
+    KafkaSource::start_for_store(settings, stored, Metrics::new().unwrap())
 }
 
 fn failure(reader: &mut Reader) -> String {
@@ -224,7 +232,7 @@ fn a_topic_that_comes_back_under_a_running_worker_is_asked_of_the_store() {
         properties: Properties::from_pairs([("topic.metadata.refresh.interval.ms", "500")]),
         ..ground.settings()
     };
-    let source = KafkaSource::start_for_store(&settings, stored.clone()).unwrap();
+    let source = start_for_store(&settings, stored.clone()).unwrap();
     let mut reader = Reader::over(source);
     reader.run_for(Duration::from_secs(1));
     assert!(reader.failure.is_none(), "{:?}", reader.failure);
@@ -239,7 +247,7 @@ fn a_topic_that_comes_back_under_a_running_worker_is_asked_of_the_store() {
 
     // A topic that holds everything that the store knows is none of that.
     ground.produce(&records(4..20, 1));
-    let source = KafkaSource::start_for_store(&settings, stored).unwrap();
+    let source = start_for_store(&settings, stored).unwrap();
     let mut reader = Reader::over(source);
     reader.read_all(20);
     assert_eq!(asked.lock().unwrap().last(), Some(&20));
@@ -248,7 +256,7 @@ fn a_topic_that_comes_back_under_a_running_worker_is_asked_of_the_store() {
     drop(reader);
     let before = asked.lock().unwrap().len();
     let never: CountStoredBeyond = Arc::new(|_| panic!("nothing is new here"));
-    let mut reader = Reader::over(KafkaSource::start_for_store(&settings, never).unwrap());
+    let mut reader = Reader::over(start_for_store(&settings, never).unwrap());
     ground.produce(&records(20..21, 1));
     reader.read_all(1);
     assert_eq!(asked.lock().unwrap().len(), before);

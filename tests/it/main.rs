@@ -7,6 +7,7 @@
 // One binary: what its modules share is reachable nowhere else.
 #![allow(unreachable_pub)]
 
+mod alerts;
 mod apache_kafka;
 mod authority;
 mod backfill;
@@ -33,6 +34,7 @@ mod pipeline_faults;
 mod prerequisites;
 mod process;
 mod processes;
+mod progress;
 mod proxy;
 mod qdrant_server;
 mod recreated;

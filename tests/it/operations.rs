@@ -131,9 +131,6 @@ async fn a_run_is_not_ready_while_the_store_is_away_and_tells_its_lag() {
     };
     let mut command = ground.command(&["run"]);
     command.env("TCBERT__ADMIN__LISTEN", format!("127.0.0.1:{port}"));
-    // Few records at once, so that the rest waits in the broker.
-    command.env("TCBERT__KAFKA__QUEUE_RECORDS", "8");
-    command.env("TCBERT__KAFKA__PROPERTIES__STATISTICS_INTERVAL_MS", "500");
     let run = command
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
@@ -168,11 +165,35 @@ async fn a_run_is_not_ready_while_the_store_is_away_and_tells_its_lag() {
         });
         line.and_then(|records| records.trim().parse::<u64>().ok())
     };
-    wait_until("some lag", || lag().is_some_and(|records| records > 50)).await;
+    // What the worker has taken and cannot write is behind as well.
+    wait_until("the lag", || lag() == Some(200)).await;
+    assert!(answers("/metrics", "tcbert_well{part=\"store\"} 0"));
+    assert!(answers("/metrics", "tcbert_well{part=\"broker\"} 1"));
+    assert!(answers("/metrics", "tcbert_store_paused 1"));
 
     ground.server.resume();
     wait_until("ready again", || answers("/readyz", " 200 ")).await;
     wait_until("no lag", || lag() == Some(0)).await;
+    for moved in [
+        "tcbert_stage_seconds_count{stage=\"end_to_end\"} 205",
+        "tcbert_documents_total{outcome=\"written\"} 205",
+        "tcbert_store_paused 0",
+        "tcbert_commit_failures_total 0",
+        "tcbert_rebalances_total{kind=\"assigned\"} 1",
+    ] {
+        assert!(
+            answers("/metrics", moved),
+            "{moved}: {:?}",
+            get(port, "/metrics")
+        );
+    }
+    let metrics = get(port, "/metrics").unwrap_or_default();
+    for stage in [
+        "decode", "tokenise", "batch", "infer", "score", "write", "commit",
+    ] {
+        let never = format!("tcbert_stage_seconds_count{{stage=\"{stage}\"}} 0");
+        assert!(!metrics.contains(&never), "{metrics}");
+    }
     signal(&run, "-TERM");
     assert!(finish(run).status.success());
     assert_eq!(ground.points().await, 205);

@@ -218,7 +218,7 @@ fn at_time<C: ConsumerContext>(
 ///
 /// # Errors
 /// When the brokers do not answer; then nothing is known.
-pub(super) fn is_gap(
+pub(in crate::kafka) fn is_gap(
     settings: &KafkaSettings,
     partition: &TopicPartition,
     next: i64,

@@ -14,7 +14,7 @@ pub use lag::LagWatch;
 pub use spec::{OffsetRange, RangeError, RangeSpec, parse_time};
 
 pub(super) use agree::{Agreed, JobPlan};
-pub(super) use ask::agree;
+pub(super) use ask::{agree, is_gap};
 pub(super) use watch::Watch;
 
 use super::settings::KafkaSettings;
