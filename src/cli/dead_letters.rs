@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::failure::Failure;
 use super::output;
 use crate::kafka::{
-    DeadLetterFilter, ReplayReport, StoredDeadLetter, replay_dead_letters, visit_dead_letters,
+    DeadLetterFilter, ReplayReport, Rest, StoredDeadLetter, replay_dead_letters, visit_dead_letters,
 };
 use crate::settings::Settings;
 
@@ -225,7 +225,10 @@ fn to_json(letter: &StoredDeadLetter) -> Value {
             json!({ "name": header.name, "value": text(&header.value) })
         }).collect::<Vec<_>>(),
         "cut": letter.cut.as_ref().map(|cut| {
-            json!({ "value_bytes": cut.value_bytes, "spool_file": cut.spool_file })
+            match &cut.rest {
+                Rest::Spooled(file) => json!({ "value_bytes": cut.value_bytes, "spool_file": file }),
+                Rest::Omitted(sha256) => json!({ "value_bytes": cut.value_bytes, "value_sha256": sha256 }),
+            }
         }),
     })
 }

@@ -22,7 +22,7 @@ pub use settings::{DecodeSettings, FieldPointers, Format, IdFrom, InvalidDecodeS
 pub use text::{ModelText, TextRule, TextSettings, compose_text};
 
 use crate::document::{Document, DocumentId, is_blank};
-use crate::source::{SourceRecord, timestamp};
+use crate::source::{RecordFault, SourceRecord, timestamp};
 use cloud_events::{Envelope, Event};
 use fields::{Field, FieldValue, Fields};
 use json::Mapping;
@@ -84,13 +84,19 @@ impl Decoder {
                 .ok_or(DecodeError::TombstoneWithoutKey)?;
             return Ok(Decoded::Tombstone(id_of_key(key)?));
         };
+        if let Some(RecordFault::TooLarge { bytes, .. }) = &record.fault {
+            return Err(DecodeError::Oversized {
+                bytes: *bytes,
+                limit: self.max_value_bytes,
+            });
+        }
         if value.len() > self.max_value_bytes {
             return Err(DecodeError::Oversized {
                 bytes: value.len(),
                 limit: self.max_value_bytes,
             });
         }
-        if let Some(reason) = &record.fault {
+        if let Some(RecordFault::NotOneValue(reason)) = &record.fault {
             return Err(DecodeError::InvalidRow {
                 reason: reason.to_string(),
             });

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::json::Mapping;
 use super::text::{TextRule, TextSettings};
 use crate::bounds::{Violation, check_range};
+use crate::source::LARGEST_VALUE;
 use crate::source::timestamp;
 
 /// Deepest nesting that can be allowed: below the JSON parser's own recursion limit of 128.
@@ -134,7 +135,7 @@ impl DecodeSettings {
             "max_value_bytes",
             self.max_value_bytes,
             1 << 10,
-            64 << 20,
+            LARGEST_VALUE,
         );
         check_range(
             violations,

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::bounds::Violation;
 use crate::document::{Generation, RecordPosition, TopicPartition};
-use crate::source::Header;
+use crate::source::{Header, RecordFault};
 
 fn record(key: Option<&str>, value: Option<&[u8]>, headers: &[(&str, &str)]) -> SourceRecord {
     SourceRecord {
@@ -40,7 +40,7 @@ fn decoder(change: impl FnOnce(&mut DecodeSettings)) -> Decoder {
 #[test]
 fn what_the_source_could_not_read_is_refused_in_its_words() {
     let mut row = record(None, Some(b"3,too,few"), &[]);
-    row.fault = Some("the row has 3 cells".into());
+    row.fault = Some(RecordFault::NotOneValue("the row has 3 cells".into()));
     let error = decoder(|_| {}).decode(&row).unwrap_err();
     assert_eq!(error.class(), "invalid_row");
     assert_eq!(error.to_string(), "the row has 3 cells");

@@ -16,8 +16,9 @@ use super::desk::Begin;
 use super::rebalance::{self, GroupConsumer, Other, Phase, Shared};
 use super::start;
 use super::text;
+use crate::digest;
 use crate::document::{RecordPosition, TopicPartition};
-use crate::source::{Header, SourceError, SourceEvent, SourceRecord};
+use crate::source::{Header, LARGEST_VALUE, RecordFault, SourceError, SourceEvent, SourceRecord};
 
 /// Chunks that may wait in the channel; the queue's bounds are divided among them.
 pub(super) const QUEUE_CHUNKS: usize = 8;
@@ -30,6 +31,8 @@ const PAUSE_AFTER: Duration = Duration::from_millis(100);
 const ROOM_CHECK: Duration = Duration::from_millis(10);
 /// Pause before it is checked again from where partitions go on.
 const CHECK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Bytes kept of a value that is too large.
+const KEPT_OF_TOO_LARGE: usize = 4096;
 /// How often a batch that fails its checksum is read again.
 const DAMAGE_REREADS: u32 = 3;
 /// Damage that is further apart has nothing to do with that before.
@@ -201,6 +204,7 @@ impl PollThread {
             desk.skip(&partition, offset);
             return;
         }
+        let (value, fault) = value_of(message);
         held.next = Some(offset + 1);
         held.delivered.push(identity);
         held.delivered_next = held.next;
@@ -213,9 +217,9 @@ impl PollThread {
             generation: held.generation,
             timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().map(<[u8]>::to_vec),
+            value,
             headers: headers_of(message),
-            fault: None,
+            fault,
         };
         self.shared.counters.records.add(1);
         self.shared.counters.bytes.add(record.size_bytes() as u64);
@@ -407,6 +411,21 @@ impl PollThread {
             self.said_ended = true;
             self.send(SourceEvent::Ended);
         }
+    }
+}
+
+/// A message's value, or the beginning of one that is too large to be held beside the client's own copy.
+fn value_of(message: &BorrowedMessage<'_>) -> (Option<Vec<u8>>, Option<RecordFault>) {
+    match message.payload() {
+        Some(value) if value.len() > LARGEST_VALUE => {
+            let kept = value.get(..KEPT_OF_TOO_LARGE).unwrap_or(value);
+            let fault = RecordFault::TooLarge {
+                bytes: value.len(),
+                sha256: digest::of_bytes(value).into(),
+            };
+            (Some(kept.to_vec()), Some(fault))
+        }
+        value => (value.map(<[u8]>::to_vec), None),
     }
 }
 

@@ -44,9 +44,26 @@ pub struct SourceRecord {
     pub value: Option<Vec<u8>>,
     /// Headers in their order.
     pub headers: Vec<Header>,
-    /// Why the source could not make one value of what stood there: decoding refuses the record with it.
-    pub fault: Option<Box<str>>,
+    /// Why the value is not what stood there: decoding rejects the record with it.
+    pub fault: Option<RecordFault>,
 }
+
+/// Why a source does not deliver the value that stood there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordFault {
+    /// It could not make one value of it.
+    NotOneValue(Box<str>),
+    /// It is larger than [`LARGEST_VALUE`]; only the first bytes of it are here.
+    TooLarge {
+        /// Bytes of the whole.
+        bytes: usize,
+        /// SHA-256 of the whole in hexadecimal digits.
+        sha256: Box<str>,
+    },
+}
+
+/// Bytes of the largest value that is ever held: no `decode.max_value_bytes` allows a larger one.
+pub const LARGEST_VALUE: usize = 64 << 20;
 
 impl SourceRecord {
     /// What acknowledging this record needs.

@@ -5,18 +5,23 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tcbert_worker::decode::{DecodeSettings, Decoder};
 use tcbert_worker::document::{DocumentId, Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
     DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, EmbeddedBroker, FailingRequest,
-    InjectedError, KafkaSettings, Properties, SampleProducer, SampleRecord, StoredDeadLetter,
+    InjectedError, KafkaSettings, Properties, Rest, SampleProducer, SampleRecord, StoredDeadLetter,
     check_dead_letters, list_dead_letters, replay_dead_letters,
 };
 use tcbert_worker::settings::Settings;
-use tcbert_worker::source::{DeadLetter, DeadLetterSink, Header, SourceRecord};
+use tcbert_worker::source::{DeadLetter, DeadLetterSink, Header, LARGEST_VALUE, SourceRecord};
 use tcbert_worker::store::{PointFilter, Store};
 
 use crate::apache_kafka::{self, ApacheKafka, unique};
+use crate::kafka_reader::Reader;
 use crate::processes;
 use crate::support::{
     DEAD_LETTERS, PATIENCE, TOPIC, Worker, broker, document, settings, titles, wait_until,
@@ -103,6 +108,80 @@ fn replay(settings: &Settings, filter: &DeadLetterFilter) -> (u64, Vec<(String, 
     assert_eq!(report.left, left.len() as u64);
     assert_eq!(report.wanted, report.sent + report.left);
     (report.sent, left)
+}
+
+/// A batch that is small on the wire may hold a value of any size: it is not copied and not spooled, and
+/// its dead letter says what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_beyond_every_bound_becomes_a_dead_letter_without_being_kept() {
+    let Some(kafka) = apache_kafka::shared("a_value_beyond_every_bound") else {
+        return;
+    };
+    let (topic, letters) = (unique("large"), unique("large-letters"));
+    kafka.create_topic(&topic, 1, &[]);
+    kafka.create_topic(&letters, 1, &[]);
+    let value = vec![b'7'; LARGEST_VALUE + 1];
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.bootstrap_servers())
+        .set("message.max.bytes", "200000000")
+        .set("compression.type", "gzip")
+        .create()
+        .unwrap();
+    producer
+        .send(BaseRecord::to(&topic).key("large").payload(&value))
+        .unwrap();
+    producer.flush(PATIENCE).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let settings = KafkaSettings {
+        brokers: kafka.bootstrap_servers().to_owned(),
+        topic: topic.clone(),
+        group_id: topic.clone(),
+        dead_letter_topic: letters.clone(),
+        ..KafkaSettings::default()
+    };
+    let record = tokio::task::spawn_blocking({
+        let settings = settings.clone();
+        move || {
+            let mut reader = Reader::start(&settings);
+            reader.read_all(1);
+            reader.records.pop().unwrap()
+        }
+    });
+    let record = record.await.unwrap();
+    assert_eq!(record.value.as_deref(), value.get(..4096));
+    let decode = DecodeSettings::default();
+    let error = Decoder::new(&decode).unwrap().decode(&record).unwrap_err();
+    assert_eq!(error.class(), "oversized");
+    assert!(
+        error.to_string().contains(&value.len().to_string()),
+        "{error}"
+    );
+
+    let keeping = DeadLetterSettings {
+        spool_dir: spool.display().to_string(),
+        ..DeadLetterSettings::default()
+    };
+    let sink = DeadLetterProducer::start(&settings, &keeping).unwrap();
+    let letter = DeadLetter {
+        record,
+        stage: "decode".to_owned(),
+        class: error.class().to_owned(),
+        message: error.to_string(),
+    };
+    sink.send(letter).await.unwrap();
+    let found = standing_in(&settings, &letters).pop().unwrap();
+    let cut = found.cut.clone().unwrap();
+    let sha256 = hex::encode(Sha256::digest(&value));
+    assert_eq!(cut.value_bytes, value.len() as u64);
+    assert_eq!(cut.rest, Rest::Omitted(sha256));
+    assert_eq!(found.value.as_deref(), value.get(..4096));
+    assert_eq!(found.origin, Some(position(&topic, 0, 0)));
+    assert!(!spool.exists(), "nothing of it is spooled");
+    let outcome = replay_dead_letters(&settings, &keeping, &everything(), false, |_, outcome| {
+        assert!(outcome.unwrap_err().contains("too large to be kept"));
+    });
+    assert_eq!(outcome.unwrap().left, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,7 +335,9 @@ async fn a_forged_dead_letter_makes_a_replay_write_to_no_other_topic_and_blocks_
         .unwrap();
     // One that names the spool file of another record.
     let spooled = standing_in(&settings.kafka, DEAD_LETTERS).pop().unwrap();
-    let file = spooled.cut.unwrap().spool_file;
+    let Rest::Spooled(file) = spooled.cut.unwrap().rest else {
+        panic!("it is in the spool");
+    };
     let headers = [
         ("__connect.errors.topic", TOPIC),
         ("__connect.errors.partition", "1"),

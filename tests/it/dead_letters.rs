@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tcbert_worker::document::{Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
-    DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, EmbeddedBroker, FailingRequest,
-    InjectedError, KafkaSettings, SampleProducer, SampleRecord, list_dead_letters,
-    replay_dead_letters,
+    CutValue, DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, EmbeddedBroker,
+    FailingRequest, InjectedError, KafkaSettings, Rest, SampleProducer, SampleRecord,
+    list_dead_letters, replay_dead_letters,
 };
 use tcbert_worker::source::{DeadLetter, DeadLetterSink, Header, SourceRecord};
 
@@ -79,6 +79,13 @@ impl Bench {
         let mut letters = list_dead_letters(&self.kafka, filter).unwrap();
         letters.sort_by_key(|letter| letter.origin.as_ref().map(|origin| origin.offset));
         letters
+    }
+}
+
+fn spooled(cut: &CutValue) -> &str {
+    match &cut.rest {
+        Rest::Spooled(file) => file,
+        Rest::Omitted(_) => panic!("{cut:?}"),
     }
 }
 
@@ -158,7 +165,7 @@ async fn what_the_broker_refuses_for_its_size_is_cut_and_spooled_whole() {
             .folder
             .path()
             .join("spool")
-            .join(&cut.spool_file)
+            .join(spooled(cut))
             .is_file()
     );
 

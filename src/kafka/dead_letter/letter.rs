@@ -2,7 +2,7 @@
 //! it was refused, named as Kafka Connect names them. Pure.
 
 use crate::document::{RecordPosition, TopicPartition};
-use crate::source::{DeadLetter, Header, SourceRecord};
+use crate::source::{DeadLetter, Header, RecordFault, SourceRecord};
 
 /// First of the headers that are added: what stands before it is the original record's.
 const TOPIC: &str = "__connect.errors.topic";
@@ -20,6 +20,8 @@ const EXCEPTION_MESSAGE: &str = "__connect.errors.exception.message";
 const TIMESTAMP: &str = "__connect.errors.timestamp";
 /// Bytes that the value had before it was cut; present only where it was.
 const VALUE_SIZE: &str = "__connect.errors.value.size";
+/// SHA-256 of a value that was too large to be kept, in hexadecimal digits.
+const VALUE_SHA256: &str = "__connect.errors.value.sha256";
 /// File in the spool folder of the worker that holds the whole record.
 const SPOOL_FILE: &str = "__connect.errors.spool.file";
 
@@ -90,9 +92,19 @@ pub(super) fn pack(letter: &DeadLetter, connector: &str, form: &Form) -> Envelop
     say(CLASS, format!("tcbert_worker::{}", letter.stage));
     say(EXCEPTION_CLASS, letter.class.clone());
     say(EXCEPTION_MESSAGE, shortened(&letter.message).to_owned());
+    let omitted = match &record.fault {
+        Some(RecordFault::TooLarge { bytes, sha256 }) => Some((bytes, sha256)),
+        Some(RecordFault::NotOneValue(_)) | None => None,
+    };
+    if let Some((bytes, sha256)) = omitted {
+        say(VALUE_SIZE, bytes.to_string());
+        say(VALUE_SHA256, sha256.to_string());
+    }
     if let Some(file) = file {
-        let size = record.value.as_ref().map_or(0, Vec::len);
-        say(VALUE_SIZE, size.to_string());
+        if omitted.is_none() {
+            let size = record.value.as_ref().map_or(0, Vec::len);
+            say(VALUE_SIZE, size.to_string());
+        }
         say(SPOOL_FILE, file.clone());
     }
     add(TIMESTAMP, timestamp);
@@ -110,8 +122,17 @@ fn shortened(message: &str) -> &str {
 pub struct CutValue {
     /// Bytes that the value had.
     pub value_bytes: u64,
-    /// File in the spool folder of the worker that sent the letter.
-    pub spool_file: String,
+    /// Where the rest is.
+    pub rest: Rest,
+}
+
+/// Where the rest of a value is that its letter does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rest {
+    /// The whole record is in this file of the spool folder of the worker that sent the letter.
+    Spooled(String),
+    /// Nowhere: it was too large to be kept. Its SHA-256 in hexadecimal digits.
+    Omitted(String),
 }
 
 /// A letter as it was found in the dead-letter topic.
@@ -174,7 +195,10 @@ impl StoredDeadLetter {
         let cut = || {
             Some(CutValue {
                 value_bytes: text(VALUE_SIZE)?.parse().ok()?,
-                spool_file: text(SPOOL_FILE)?,
+                rest: match text(VALUE_SHA256) {
+                    Some(sha256) => Rest::Omitted(sha256),
+                    None => Rest::Spooled(text(SPOOL_FILE)?),
+                },
             })
         };
         Self {
@@ -333,7 +357,7 @@ mod tests {
             found.cut,
             Some(CutValue {
                 value_bytes: 7,
-                spool_file: "news-3-42.json".to_owned()
+                rest: Rest::Spooled("news-3-42.json".to_owned())
             })
         );
         let bare = Form::Bare {

@@ -14,7 +14,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
-use super::letter::StoredDeadLetter;
+use super::letter::{Rest, StoredDeadLetter};
 use super::reader::{DeadLetterFilter, visit_dead_letters};
 use super::settings::DeadLetterSettings;
 use super::spool::Spool;
@@ -150,7 +150,12 @@ impl<S: FnMut(&StoredDeadLetter, Result<(), String>)> Replay<S> {
             dead_letter: dead_letter.clone(),
         };
         if let Some(cut) = &dead_letter.cut {
-            let file = &cut.spool_file;
+            let Rest::Spooled(file) = &cut.rest else {
+                return Err(format!(
+                    "its value of {} bytes was too large to be kept; produce the record again",
+                    cut.value_bytes
+                ));
+            };
             let whole = self.spool.read(file).map_err(|error: io::Error| {
                 format!("its value was cut and the spool file {file} cannot be read here: {error}")
             })?;

@@ -25,7 +25,9 @@ use parking_lot::Mutex;
 pub use error::FilesError;
 pub use settings::BackfillSettings;
 
-use super::{CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord};
+use super::{
+    CommitMode, CommitOffset, Events, RecordFault, Source, SourceError, SourceEvent, SourceRecord,
+};
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use input::Input;
 use job::Job;
@@ -344,7 +346,7 @@ fn source_record(record: FileRecord, partition: &TopicPartition) -> SourceRecord
         key: None,
         value: Some(record.value),
         headers: Vec::new(),
-        fault: record.fault,
+        fault: record.fault.map(RecordFault::NotOneValue),
     }
 }
 

@@ -14,6 +14,7 @@ use ::parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::source::RecordFault;
 
 /// When every job of these tests begins.
 const NOW: &str = "2026-11-28T12:00:00Z";
@@ -183,10 +184,10 @@ fn rows_of_a_csv_are_objects() {
     let faults: Vec<_> = delivered
         .records
         .iter()
-        .map(|record| record.fault.as_deref())
+        .map(|record| record.fault.as_ref())
         .collect();
     assert!(
-        matches!(faults[..], [None, None, Some(fault), None] if fault.contains("3 cells, its header 4")),
+        matches!(faults[..], [None, None, Some(RecordFault::NotOneValue(fault)), None] if fault.contains("3 cells, its header 4")),
         "{faults:?}"
     );
     assert_eq!(delivered.records[3].timestamp_ms, Some(1_769_846_400_000));

@@ -29,6 +29,9 @@ use crate::store::{
 const OPTIMISE_EVERY_POINTS: usize = 50_000;
 /// Points that the engine is given at once: what it makes of them stays in the caches.
 const APPLIED_AT_ONCE: usize = 256;
+/// Bytes that must be free where files are mapped that do not exist yet: two of the log and the first of a
+/// segment.
+const NEEDED_TO_MAP: u64 = 64 * MEGABYTE;
 /// How often the size of the log is looked at.
 const LOG_CHECK_EVERY: Duration = Duration::from_secs(1);
 const MEGABYTE: u64 = 1_000_000;
@@ -89,8 +92,9 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Opens the shard, its log begun anew.
+    /// Opens the shard with a fresh log.
     fn load(&self) -> Result<Collection, StoreError> {
+        self.check_free(NEEDED_TO_MAP)?;
         self.log.restart()?;
         let path = self.folder.shard();
         let shard = guard(|| EdgeShard::load(&path, None)).map_err(|error| match error {
@@ -208,13 +212,18 @@ impl Engine {
         if self.limits.min_free_bytes == 0 {
             return Ok(());
         }
+        self.check_free(self.limits.min_free_bytes)
+    }
+
+    fn check_free(&self, needed: u64) -> Result<(), StoreError> {
         let free = self.folder.free_bytes()?;
-        if free >= self.limits.min_free_bytes {
+        if free >= needed {
             return Ok(());
         }
         Err(StoreError::Full(format!(
-            "{} MB are free on the disk of the embedded store, store.min_free_mb asks for {}",
+            "{} MB are free on the disk of the embedded store (store.path), {} are needed (store.min_free_mb is {})",
             free / MEGABYTE,
+            needed / MEGABYTE,
             self.limits.min_free_bytes / MEGABYTE
         )))
     }
@@ -262,6 +271,7 @@ impl Engine {
     }
 
     fn optimise(&mut self) -> Result<(), StoreError> {
+        self.check_room()?;
         let collection = self.collection_mut()?;
         let started = Instant::now();
         let result = guard(|| collection.shard.optimize());
@@ -345,6 +355,7 @@ impl Engine {
                 self.folder.collection()
             )));
         }
+        self.check_free(self.limits.min_free_bytes.max(NEEDED_TO_MAP))?;
         let path = self.folder.shard();
         std::fs::create_dir_all(&path).map_err(|error| {
             StoreError::Fatal(format!("cannot make {}: {error}", path.display()))
@@ -388,6 +399,7 @@ impl Engine {
     }
 
     fn change_index(&mut self, operation: FieldIndexOperations) -> Result<(), StoreError> {
+        self.check_room()?;
         let collection = self.collection_mut()?;
         let result = collection.update(UpdateOperation::FieldIndexOperation(operation));
         self.heed(result)?;

@@ -327,6 +327,17 @@ async fn two_stores_do_not_share_a_folder() {
 #[tokio::test]
 async fn a_full_disk_is_said_before_it_hurts() {
     let folder = tempfile::tempdir().unwrap();
+    // The engine maps its files: where there is no room for them the process would end.
+    let full = StoreSettings {
+        min_free_mb: 1_000_000_000,
+        ..embedded_settings(folder.path())
+    };
+    let error = open(&full).await.map(drop).unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Full(reason) if reason.contains("store.path")),
+        "{error}"
+    );
+    assert!(!folder.path().join(&full.collection).join("shard").exists());
     open(&embedded_settings(folder.path()))
         .await
         .unwrap()
