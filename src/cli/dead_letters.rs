@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::failure::Failure;
 use super::output;
 use crate::kafka::{
-    DeadLetterFilter, ReplayReport, Rest, StoredDeadLetter, replay_dead_letters, visit_dead_letters,
+    DeadLetterFilter, ReplayOptions, ReplayReport, Rest, StoredDeadLetter, replay_dead_letters,
+    visit_dead_letters,
 };
 use crate::settings::Settings;
 
@@ -84,6 +85,9 @@ struct Replay {
     /// Say what would be sent, and send nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Send into compacted topics as well, where a replayed record takes the place of newer ones.
+    #[arg(long)]
+    into_compacted: bool,
     /// Print one JSON object that says what was done.
     #[arg(long)]
     json: bool,
@@ -155,7 +159,10 @@ fn send_home(settings: &Settings, arguments: &Replay) -> Result<(), Failure> {
         &settings.kafka,
         &settings.dead_letter,
         &arguments.filter.build(),
-        arguments.dry_run,
+        ReplayOptions {
+            dry_run: arguments.dry_run,
+            into_compacted: arguments.into_compacted,
+        },
         |letter, outcome| {
             if let Err(reason) = outcome {
                 left.push((letter.position.to_string(), reason));

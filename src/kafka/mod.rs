@@ -26,7 +26,7 @@ pub use check::CountStoredBeyond;
 pub use counters::SourceCounters;
 pub use dead_letter::{
     CutValue, DeadLetterFilter, DeadLetterFindings, DeadLetterProducer, DeadLetterSettings,
-    ReplayReport, Rest, StoredDeadLetter, check_dead_letters, list_dead_letters,
+    ReplayOptions, ReplayReport, Rest, StoredDeadLetter, check_dead_letters, list_dead_letters,
     replay_dead_letters, visit_dead_letters,
 };
 pub use embedded::{

@@ -13,8 +13,8 @@ use tcbert_worker::decode::{DecodeSettings, Decoder};
 use tcbert_worker::document::{DocumentId, Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
     DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, EmbeddedBroker, FailingRequest,
-    InjectedError, KafkaSettings, Properties, Rest, SampleProducer, SampleRecord, StoredDeadLetter,
-    check_dead_letters, list_dead_letters, replay_dead_letters,
+    InjectedError, KafkaSettings, Properties, ReplayOptions, Rest, SampleProducer, SampleRecord,
+    StoredDeadLetter, check_dead_letters, list_dead_letters, replay_dead_letters,
 };
 use tcbert_worker::settings::Settings;
 use tcbert_worker::source::{DeadLetter, DeadLetterSink, Header, LARGEST_VALUE, SourceRecord};
@@ -97,7 +97,7 @@ fn replay(settings: &Settings, filter: &DeadLetterFilter) -> (u64, Vec<(String, 
         &settings.kafka,
         &settings.dead_letter,
         filter,
-        false,
+        ReplayOptions::default(),
         |dead_letter, outcome| {
             if let Err(reason) = outcome {
                 left.push((dead_letter.key_text(), reason));
@@ -178,9 +178,15 @@ async fn a_value_beyond_every_bound_becomes_a_dead_letter_without_being_kept() {
     assert_eq!(found.value.as_deref(), value.get(..4096));
     assert_eq!(found.origin, Some(position(&topic, 0, 0)));
     assert!(!spool.exists(), "nothing of it is spooled");
-    let outcome = replay_dead_letters(&settings, &keeping, &everything(), false, |_, outcome| {
-        assert!(outcome.unwrap_err().contains("too large to be kept"));
-    });
+    let outcome = replay_dead_letters(
+        &settings,
+        &keeping,
+        &everything(),
+        ReplayOptions::default(),
+        |_, outcome| {
+            assert!(outcome.unwrap_err().contains("too large to be kept"));
+        },
+    );
     assert_eq!(outcome.unwrap().left, 1);
 }
 
@@ -750,4 +756,109 @@ fn the_shipped_deployments_mount_a_volume_for_the_spool() {
     for text in [&worker, &read("kubernetes/backfill.yaml")] {
         assert!(text.contains(&format!("mountPath: {spool}")));
     }
+}
+
+/// A letter between the topic's segment.bytes and max.message.bytes is refused as a list that is too
+/// large: it has to be cut like one that is too large.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_larger_than_a_segment_is_cut() {
+    let Some(kafka) = apache_kafka::shared("a_letter_larger_than_a_segment") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let topic = unique("small-segments");
+    kafka.create_topic(
+        &topic,
+        1,
+        &[
+            ("segment.bytes", "1048576"),
+            ("max.message.bytes", "8388608"),
+        ],
+    );
+    let servers = KafkaSettings {
+        brokers: kafka.bootstrap_servers().to_owned(),
+        topic: format!("{topic}-source"),
+        dead_letter_topic: topic.clone(),
+        ..KafkaSettings::default()
+    };
+    let spool = DeadLetterSettings {
+        spool_dir: folder.path().join("spool").display().to_string(),
+        ..DeadLetterSettings::default()
+    };
+    let producer = DeadLetterProducer::start(&servers, &spool).unwrap();
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(2 << 20)
+    .collect();
+    let letter = DeadLetter {
+        record: SourceRecord {
+            position: RecordPosition {
+                partition: TopicPartition::new("news", 0),
+                offset: 3,
+            },
+            generation: Generation(1),
+            timestamp_ms: Some(5),
+            key: Some(b"k".to_vec()),
+            value: Some(noise),
+            headers: Vec::new(),
+            fault: None,
+        },
+        stage: "decode".to_owned(),
+        class: "invalid_json".to_owned(),
+        message: "not JSON".to_owned(),
+    };
+    let sent = tokio::time::timeout(PATIENCE, producer.send(letter)).await;
+    assert!(
+        matches!(sent, Ok(Ok(()))),
+        "the letter blocks its partition: {sent:?}"
+    );
+}
+
+/// In a compacted topic the replayed record is the last one of its key, so that Kafka drops the newer one,
+/// or the deletion: not before the next time the topic is read does anybody notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_leaves_compacted_topics_alone_unless_told_otherwise() {
+    let Some(kafka) = apache_kafka::shared("a_replay_leaves_compacted_topics_alone") else {
+        return;
+    };
+    let (topic, letters) = (unique("compacted"), unique("compacted-letters"));
+    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact,delete")]);
+    kafka.create_topic(&letters, 1, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let settings = KafkaSettings {
+        brokers: kafka.bootstrap_servers().to_owned(),
+        topic: topic.clone(),
+        dead_letter_topic: letters.clone(),
+        ..KafkaSettings::default()
+    };
+    let spool = DeadLetterSettings {
+        spool_dir: folder.path().display().to_string(),
+        ..DeadLetterSettings::default()
+    };
+    let producer = DeadLetterProducer::start(&settings, &spool).unwrap();
+    producer
+        .send(dead_letter(position(&topic, 0, 0), Some(5)))
+        .await
+        .unwrap();
+    let replay = |options| {
+        let mut reasons = Vec::new();
+        let report =
+            replay_dead_letters(&settings, &spool, &everything(), options, |_, outcome| {
+                reasons.extend(outcome.err());
+            });
+        (report.unwrap().sent, reasons)
+    };
+    let (sent, reasons) = replay(ReplayOptions::default());
+    assert_eq!(sent, 0);
+    assert!(reasons[0].contains("--into-compacted"), "{reasons:?}");
+    let all_the_same = ReplayOptions {
+        into_compacted: true,
+        ..ReplayOptions::default()
+    };
+    assert_eq!(replay(all_the_same), (1, Vec::new()));
 }

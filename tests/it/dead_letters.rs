@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tcbert_worker::document::{Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
     CutValue, DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, EmbeddedBroker,
-    FailingRequest, InjectedError, KafkaSettings, Rest, SampleProducer, SampleRecord,
-    list_dead_letters, replay_dead_letters,
+    FailingRequest, InjectedError, KafkaSettings, ReplayOptions, Rest, SampleProducer,
+    SampleRecord, list_dead_letters, replay_dead_letters,
 };
 use tcbert_worker::source::{DeadLetter, DeadLetterSink, Header, SourceRecord};
 
@@ -172,10 +172,16 @@ async fn what_the_broker_refuses_for_its_size_is_cut_and_spooled_whole() {
     // On its way home it is whole again.
     let mut said = 0;
     let all = DeadLetterFilter::default();
-    let report = replay_dead_letters(&bench.kafka, &bench.settings, &all, false, |_, outcome| {
-        outcome.unwrap();
-        said += 1;
-    })
+    let report = replay_dead_letters(
+        &bench.kafka,
+        &bench.settings,
+        &all,
+        ReplayOptions::default(),
+        |_, outcome| {
+            outcome.unwrap();
+            said += 1;
+        },
+    )
     .unwrap();
     assert_eq!(
         (report.wanted, report.sent, report.left, said),
@@ -242,7 +248,10 @@ async fn a_dry_run_sends_nothing_and_foreign_records_stay() {
         &bench.kafka,
         &bench.settings,
         &all,
-        true,
+        ReplayOptions {
+            dry_run: true,
+            ..ReplayOptions::default()
+        },
         |letter, outcome| {
             if let Err(reason) = outcome {
                 left.push((letter.key_text(), reason));
@@ -262,8 +271,14 @@ async fn a_dry_run_sends_nothing_and_foreign_records_stay() {
         class: Some("invalid_json".to_owned()),
         ..DeadLetterFilter::default()
     };
-    let report =
-        replay_dead_letters(&bench.kafka, &bench.settings, &even, false, |_, _| {}).unwrap();
+    let report = replay_dead_letters(
+        &bench.kafka,
+        &bench.settings,
+        &even,
+        ReplayOptions::default(),
+        |_, _| {},
+    )
+    .unwrap();
     assert_eq!((report.wanted, report.sent), (1, 1));
     assert_eq!(list_dead_letters(&home, &all).unwrap().len(), 1);
 }

@@ -178,6 +178,28 @@ async fn look_at_topic(kafka: &KafkaSettings, findings: &mut DeadLetterFindings)
     }
 }
 
+/// Whether compaction keeps only the last record of each key of a topic; `None` where the broker does not
+/// say it.
+pub(super) fn is_compacted(kafka: &KafkaSettings, topic: &str) -> Option<bool> {
+    // On a thread of its own: the caller may be one of a runtime.
+    let described = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.ok()?.block_on(describe(kafka, topic)).ok()
+        });
+        asking.join().ok().flatten()
+    });
+    let described = described?;
+    let policy = described.get("cleanup.policy")?.value.as_deref()?;
+    Some(compacts(policy))
+}
+
+fn compacts(policy: &str) -> bool {
+    policy.split(',').any(|part| part.trim() == "compact")
+}
+
 async fn describe(kafka: &KafkaSettings, topic: &str) -> Result<ConfigResource, KafkaError> {
     let config = kafka
         .client_config(&kafka.properties.connection(), &[])
@@ -196,7 +218,7 @@ async fn describe(kafka: &KafkaSettings, topic: &str) -> Result<ConfigResource, 
 /// Judges the settings of the topic.
 fn judge(topic: &str, setting: impl Fn(&str) -> Option<String>, findings: &mut DeadLetterFindings) {
     let policy = setting("cleanup.policy").unwrap_or_default();
-    if policy.split(',').any(|part| part.trim() == "compact") {
+    if compacts(&policy) {
         findings.faults.push(format!(
             "{topic} has cleanup.policy={policy}: compaction drops all dead letters of a key but the last \
              and rejects those without a key; set it to delete"

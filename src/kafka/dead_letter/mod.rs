@@ -13,5 +13,5 @@ pub use check::{DeadLetterFindings, check_dead_letters};
 pub use letter::{CutValue, Rest, StoredDeadLetter};
 pub use producer::DeadLetterProducer;
 pub use reader::{DeadLetterFilter, list_dead_letters, visit_dead_letters};
-pub use replay::{ReplayReport, replay_dead_letters};
+pub use replay::{ReplayOptions, ReplayReport, replay_dead_letters};
 pub use settings::DeadLetterSettings;

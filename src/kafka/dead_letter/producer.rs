@@ -173,7 +173,10 @@ impl DeadLetterProducer {
             return Next::Never(format!("dead letters cannot be sent: {error}"));
         };
         match code {
-            RDKafkaErrorCode::MessageSizeTooLarge => Next::Smaller,
+            // The latter where it is larger than a segment of the topic.
+            RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge => {
+                Next::Smaller
+            }
             RDKafkaErrorCode::InvalidTimestamp => Next::Again(format!(
                 "{error}: the topic {} rejects the present time; check this machine's clock and the \
                  topic's message.timestamp.before.max.ms and message.timestamp.after.max.ms",

@@ -14,6 +14,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
+use super::check::is_compacted;
 use super::letter::{Rest, StoredDeadLetter};
 use super::reader::{DeadLetterFilter, visit_dead_letters};
 use super::settings::DeadLetterSettings;
@@ -41,6 +42,15 @@ const REPLAY_DEFAULTS: &[(&str, &str)] = &[
     ("compression.type", "zstd"),
 ];
 
+/// How records are sent back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReplayOptions {
+    /// Send nothing.
+    pub dry_run: bool,
+    /// Send into compacted topics as well, where a replayed record takes the place of newer ones.
+    pub into_compacted: bool,
+}
+
 /// What a replay did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReplayReport {
@@ -55,7 +65,8 @@ pub struct ReplayReport {
 /// Sends records to the topic and partition they came from, with their own key, value, headers and
 /// timestamp and a header that says where they first stood; what was cut comes whole out of the
 /// spool. Only topics of `kafka.topic` are written to, or the one that the filter names. The dead
-/// letters stay where they are. `dry_run` sends nothing.
+/// letters stay where they are. A compacted topic is left alone unless told otherwise: the replayed record
+/// would be the last one of its key, and compaction would drop what is newer, deletions as well.
 ///
 /// `say` hears of every dead letter, without its value, and why its record was not sent.
 ///
@@ -65,13 +76,13 @@ pub fn replay_dead_letters(
     kafka: &KafkaSettings,
     settings: &DeadLetterSettings,
     filter: &DeadLetterFilter,
-    dry_run: bool,
+    options: ReplayOptions,
     say: impl FnMut(&StoredDeadLetter, Result<(), String>),
 ) -> Result<ReplayReport, SourceError> {
     let mut replay = Replay {
-        targets: Targets::ask(kafka, filter)?,
+        targets: Targets::ask(kafka, filter, options)?,
         spool: Spool::new(Path::new(&settings.spool_dir), settings.spool_max_bytes),
-        dry_run,
+        dry_run: options.dry_run,
         waiting: Vec::new(),
         waiting_bytes: 0,
         report: ReplayReport::default(),
@@ -232,10 +243,16 @@ struct Targets {
     producer: BaseProducer<Outcomes>,
     /// Topics that may be written to, with their partitions or why they cannot be.
     partitions: HashMap<String, Result<HashSet<i32>, RDKafkaErrorCode>>,
+    /// Topics that are left alone, since they are compacted.
+    compacted: HashSet<String>,
 }
 
 impl Targets {
-    fn ask(kafka: &KafkaSettings, filter: &DeadLetterFilter) -> Result<Self, SourceError> {
+    fn ask(
+        kafka: &KafkaSettings,
+        filter: &DeadLetterFilter,
+        options: ReplayOptions,
+    ) -> Result<Self, SourceError> {
         let mut config = kafka.client_config(&kafka.properties.connection(), REPLAY_DEFAULTS)?;
         // A topic that is gone is not made again by asking for it.
         config.set("allow.auto.create.topics", "false");
@@ -247,7 +264,21 @@ impl Targets {
             None => kafka.topics(),
         };
         let mut partitions = HashMap::new();
+        let mut compacted = HashSet::new();
         for topic in topics {
+            if !options.into_compacted {
+                match is_compacted(kafka, topic) {
+                    Some(true) => {
+                        compacted.insert(topic.to_owned());
+                    }
+                    Some(false) => {}
+                    None => tracing::warn!(
+                        topic,
+                        "could not check whether the topic is compacted; if it is, a replayed record takes the \
+                         place of newer ones of its key"
+                    ),
+                }
+            }
             let metadata = producer
                 .client()
                 .fetch_metadata(Some(topic), kafka.connect_timeout())
@@ -268,6 +299,7 @@ impl Targets {
         Ok(Self {
             producer,
             partitions,
+            compacted,
         })
     }
 
@@ -278,6 +310,10 @@ impl Targets {
             None => Err(format!(
                 "it says that it came from {topic}, which is none of kafka.topic; `--topic {topic}` sends it \
                  there"
+            )),
+            Some(_) if self.compacted.contains(topic) => Err(format!(
+                "{topic} is compacted: the replayed record would be the last one of its key, and newer ones would \
+                 be dropped from the topic, deletions as well; `--into-compacted` sends it all the same"
             )),
             Some(Err(error)) => Err(format!("{topic} cannot be written to: {error}")),
             Some(Ok(known)) if known.contains(&target.partition.partition) => Ok(()),
