@@ -15,7 +15,7 @@ use crate::kafka::{
 };
 use crate::settings::Settings;
 use crate::store::groups::{self, FilledTo, Standing, Writer};
-use crate::store::{Store, StoreKind, StoreSettings};
+use crate::store::{Store, StoreError, StoreKind, StoreSettings};
 
 /// How often the list is read again before a writer is rejected: in a cluster of servers what another
 /// worker has written arrives a little later at some.
@@ -185,12 +185,34 @@ impl Claim {
     /// # Errors
     /// A store that fails.
     pub(super) async fn register(&self, store: &Arc<dyn Store>) -> Result<Registered, Failure> {
-        let list = groups::register(&**store, &self.writer, jiff::Timestamp::now())
-            .await
-            .map_err(Failure::failed)?;
+        let list = groups::register(&**store, &self.writer, jiff::Timestamp::now()).await;
+        self.registered(store, list)
+    }
+
+    /// As [`register`](Self::register), for a job of which it is known whether the collection holds all
+    /// that it has done.
+    ///
+    /// # Errors
+    /// A store that fails.
+    pub(super) async fn register_job(
+        &self,
+        store: &Arc<dyn Store>,
+        whole: bool,
+    ) -> Result<Registered, Failure> {
+        let now = jiff::Timestamp::now();
+        let list = groups::register_job(&**store, &self.writer, now, whole).await;
+        self.registered(store, list)
+    }
+
+    fn registered(
+        &self,
+        store: &Arc<dyn Store>,
+        list: Result<String, StoreError>,
+    ) -> Result<Registered, Failure> {
         Ok(Registered {
             store: store.clone(),
-            list,
+            writer: self.writer.clone(),
+            list: list.map_err(Failure::failed)?,
             lost: Arc::default(),
         })
     }
@@ -228,6 +250,7 @@ pub(super) async fn committed_by_group(kafka: &KafkaSettings) -> Result<Committe
 #[derive(Clone)]
 pub(super) struct Registered {
     store: Arc<dyn Store>,
+    writer: Writer,
     /// The list that it is in.
     list: String,
     lost: Arc<Mutex<Option<String>>>,
@@ -253,6 +276,13 @@ impl Registered {
                 .to_owned(),
         );
         stop.cancel();
+    }
+
+    /// Whether a job was told to continue without what it had done: it has not filled the collection. Where
+    /// the store does not say it, that is assumed.
+    pub(super) async fn lacks_a_part(&self) -> bool {
+        let lacks = groups::lacks_a_part(&*self.store, &self.writer).await;
+        lacks.unwrap_or(true)
     }
 
     /// Why the worker was stopped, where the watch did it.

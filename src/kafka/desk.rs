@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::delivered::Delivered;
+use super::held::Held;
 use super::log_identity::{LogNote, RecordIdentity};
 use super::progress::Position;
 use crate::document::{Generation, TopicPartition};
@@ -15,43 +16,6 @@ use crate::source::{CommitOffset, SourceRecord};
 pub(super) struct ChunkBounds {
     pub(super) records: usize,
     pub(super) bytes: usize,
-}
-
-/// A partition that is assigned.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) partition: TopicPartition,
-    pub(super) generation: Generation,
-    /// Whether its revocation has begun: nothing of it is delivered any more.
-    pub(super) leaving: bool,
-    /// Whether its log is being compared with what was read before: paused, nothing is taken.
-    pub(super) checking: bool,
-    /// Whether it has begun under this assignment, so that a check is one of an offset reset.
-    begun: bool,
-    /// The offset after the newest record seen under this assignment, or where it began.
-    pub(super) next: Option<i64>,
-    /// The offset after the newest record delivered: a bounded source skips records behind its range.
-    pub(super) delivered_next: Option<i64>,
-    /// The records taken, as far as commits have to name them.
-    pub(super) delivered: Delivered,
-    /// Where a bounded source stops: the offset after the last record wanted.
-    pub(super) end: Option<i64>,
-    /// Whether a bounded source has reached that end.
-    pub(super) ended: bool,
-    /// Whether fetching was paused for that.
-    pub(super) rests: bool,
-    /// Where a bounded source's group is.
-    committed: Option<i64>,
-    /// Everything below is durable and committed, or was when the partition was assigned.
-    position: Option<i64>,
-}
-
-impl Held {
-    /// Whether it is read, and everything that was delivered is committed.
-    fn is_settled(&self) -> bool {
-        let reads = self.begun && !self.checking && !self.leaving && !self.ended;
-        reads && self.position.is_some() && self.next.is_none_or(|next| Some(next) == self.position)
-    }
 }
 
 /// A partition whose log is to be compared with what was read before.
@@ -117,21 +81,7 @@ impl Desk {
         self.generation += 1;
         let generation = Generation(self.generation);
         for partition in partitions {
-            let held = Held {
-                partition: partition.clone(),
-                generation,
-                leaving: false,
-                checking: true,
-                begun: false,
-                next: None,
-                delivered_next: None,
-                delivered: Delivered::default(),
-                end: None,
-                ended: false,
-                rests: false,
-                committed: None,
-                position: None,
-            };
+            let held = Held::new(partition.clone(), generation);
             self.topics
                 .entry(Arc::clone(&partition.topic))
                 .or_default()
@@ -337,6 +287,38 @@ impl Desk {
     /// Whether a bounded partition has reached its end.
     pub(super) fn has_ended(&self, partition: &TopicPartition) -> bool {
         self.held(partition).is_some_and(|held| held.ended)
+    }
+
+    /// Bounded partitions that have ended.
+    pub(super) fn ended(&self) -> Vec<TopicPartition> {
+        let ended = self.all().filter(|held| held.ended && held.begun);
+        let ended = ended.filter(|held| !held.leaving && !held.checking);
+        ended.map(|held| held.partition.clone()).collect()
+    }
+
+    /// Lets a bounded partition that has ended be read up to `last`, behind its former end. What was decided
+    /// is committed also where there is nothing to read. Gives what is to be checked.
+    pub(super) fn read_on(
+        &mut self,
+        partition: &TopicPartition,
+        last: i64,
+    ) -> Option<(TopicPartition, Generation)> {
+        let held = self.get_mut(&partition.topic, partition.partition)?;
+        let end = held.end.filter(|_| held.ended)?;
+        let generation = held.generation;
+        held.next = held.next.max(Some(end));
+        let offset = CommitOffset {
+            partition: partition.clone(),
+            next_offset: end,
+            generation,
+        };
+        let reads = last > end;
+        if reads {
+            held.end = Some(last);
+            (held.ended, held.rests, held.checking) = (false, false, true);
+        }
+        self.pending_commits.insert(partition.clone(), offset);
+        reads.then(|| (partition.clone(), generation))
     }
 
     /// Bounded partitions that have ended and are still fetched.

@@ -10,6 +10,7 @@ mod dead_letter;
 mod delivered;
 mod desk;
 mod embedded;
+mod held;
 mod inspect;
 mod log_identity;
 mod poll;

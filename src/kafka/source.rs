@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
 
-use super::check::{CheckThread, CountStoredBeyond};
+use super::check::{CheckThread, CountStoredBeyond, Request};
 use super::client;
 use super::committer::{self, Committer};
 use super::counters::SourceCounters;
@@ -58,6 +58,7 @@ pub struct KafkaSource {
     committer: Committer,
     events: Events,
     status: Arc<Mutex<SourceStatus>>,
+    checks: Sender<Request>,
     /// Disconnected once the poll thread has ended.
     ended: Receiver<()>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -142,7 +143,7 @@ impl KafkaSource {
             records: records.clone(),
             waiting: delivered.clone(),
             committer: committer.clone(),
-            checks,
+            checks: checks.clone(),
         };
         let config = settings.consumer_config()?;
         let consumer: GroupConsumer = config
@@ -199,6 +200,7 @@ impl KafkaSource {
             committer,
             events: Events::new(announced, delivered),
             status,
+            checks,
             ended,
             thread: Mutex::new(Some(thread)),
             watch: Mutex::default(),
@@ -278,7 +280,7 @@ impl RangeStart {
         let source = KafkaSource::start_with(&self.settings, Some(self.watch.plan()), beside)?;
         let watching = self
             .watch
-            .spawn(Arc::clone(&source.shared))
+            .spawn(Arc::clone(&source.shared), source.checks.clone())
             .map_err(|error| SourceError::Fatal(format!("a thread cannot be started: {error}")))?;
         *source.watch.lock() = Some(watching);
         Ok(Some(source))

@@ -180,16 +180,59 @@ pub async fn register(
     writer: &Writer,
     now: jiff::Timestamp,
 ) -> Result<String, StoreError> {
+    list(store, writer, now, Whole::Unknown).await
+}
+
+/// As [`register`], for a job of which it is known whether the collection holds all that it has done.
+///
+/// # Errors
+/// As [`register`].
+pub async fn register_job(
+    store: &dyn Store,
+    job: &Writer,
+    now: jiff::Timestamp,
+    whole: bool,
+) -> Result<String, StoreError> {
+    let whole = if whole { Whole::Yes } else { Whole::No };
+    list(store, job, now, whole).await
+}
+
+/// Whether the collection is known to lack a part of what a job has done.
+///
+/// # Errors
+/// A store that fails.
+pub async fn lacks_a_part(store: &dyn Store, job: &Writer) -> Result<bool, StoreError> {
+    let found = store.collection().await?;
+    let since = found.and_then(|found| jobs_of(&found, job).get(&job.digest())?.as_i64());
+    Ok(since.is_some_and(|since| since < 0))
+}
+
+/// Whether the collection holds all that a job has done; in its entry a negative time says that it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    Unknown,
+    Yes,
+    No,
+}
+
+async fn list(
+    store: &dyn Store,
+    writer: &Writer,
+    now: jiff::Timestamp,
+    whole: Whole,
+) -> Result<String, StoreError> {
     for attempt in 0..REGISTER_ATTEMPTS {
         if attempt > 1 {
             tokio::time::sleep(REGISTER_PAUSE).await;
         }
         let found = existing(store).await?;
         let list = list_id_of(&found);
-        if let (Some(list), Standing::Listed) = (&list, writer.standing(&found)) {
+        if let (Some(list), Standing::Listed) = (&list, writer.standing(&found))
+            && says(&found, writer, whole)
+        {
             return Ok(list.clone());
         }
-        let mut metadata = BTreeMap::from([(writer.key(), entry(&found, writer, now))]);
+        let mut metadata = BTreeMap::from([(writer.key(), entry(&found, writer, now, whole))]);
         if list.is_none() {
             // The same for all who begin it at this moment.
             metadata.insert(LIST_KEY.to_owned(), json!({ "id": ADOPTED }));
@@ -202,16 +245,32 @@ pub async fn register(
     )))
 }
 
-fn entry(found: &CollectionInfo, writer: &Writer, now: jiff::Timestamp) -> Value {
+/// Whether the entry of a listed writer says what it is to say.
+fn says(found: &CollectionInfo, writer: &Writer, whole: Whole) -> bool {
+    let since = jobs_of(found, writer)
+        .get(&writer.digest())
+        .and_then(Value::as_i64);
+    match whole {
+        Whole::Unknown => true,
+        Whole::Yes => since.is_some_and(|since| since >= 0),
+        Whole::No => since.is_some_and(|since| since < 0),
+    }
+}
+
+fn entry(found: &CollectionInfo, writer: &Writer, now: jiff::Timestamp, whole: Whole) -> Value {
     match writer {
         Writer::Group(group) => {
             json!({ "group": group, "since": now.as_second(), "filled_to": [] })
         }
         Writer::Job(_) => {
             let mut jobs = jobs_of(found, writer);
-            jobs.insert(writer.digest(), json!(now.as_second()));
+            let since = match whole {
+                Whole::No => -now.as_second(),
+                Whole::Unknown | Whole::Yes => now.as_second(),
+            };
+            jobs.insert(writer.digest(), json!(since));
             while jobs.len() > JOBS_PER_KEY {
-                let since = |(_, at): &(&String, &Value)| at.as_i64();
+                let since = |(_, at): &(&String, &Value)| at.as_i64().map(i64::abs);
                 let Some(oldest) = jobs.iter().min_by_key(since).map(|(job, _)| job.clone()) else {
                     break;
                 };

@@ -200,3 +200,53 @@ async fn without_a_live_group_a_range_ends_where_it_ends() {
     assert_eq!(done["delivered"], 10, "{done}");
     assert_eq!(done["source"]["offsets"], 10, "{done}");
 }
+
+/// The deletion stands in a partition that is done long before the one of the document, and its marker
+/// expires while the range is still being read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_that_expires_before_the_range_is_read_lets_nothing_come_back() {
+    let ground = Ground::new(2);
+    ground.produce(&[document("other", "另一分区的标题").to_partition(0)]);
+    let mut slow = documents("doc", 60);
+    slow.push(document("moved", "分区增加之前的标题"));
+    slow.push(document("late", "稍后删除的标题"));
+    let slow: Vec<_> = slow.into_iter().map(|doc| doc.to_partition(1)).collect();
+    ground.produce(&slow);
+    ground.produce(&[SampleRecord::tombstone("moved").to_partition(0)]);
+    let store = ground.store().await;
+    live_worker(&ground.settings(), &store, 64).await;
+    remove_markers(&*store).await;
+    assert!(!is_there(&*store, "moved").await && is_there(&*store, "late").await);
+
+    let job = [
+        "backfill",
+        "--json",
+        "--offsets",
+        "0:..1,1:..62",
+        "--max-docs-per-second",
+        "8",
+    ];
+    let first = ground.spawn(&job);
+    let upkeep = tokio::spawn({
+        let store = store.clone();
+        async move {
+            loop {
+                remove_markers(&*store).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    signal(&first, "-KILL");
+    finish(first);
+    // Meanwhile the live worker deletes another document of the range, in the partition that is done.
+    ground.produce(&[SampleRecord::tombstone("late").to_partition(0)]);
+    live_worker(&ground.settings(), &store, 1).await;
+    let done = report(&mut ground.command(&job));
+    upkeep.abort();
+    assert_eq!(done["source"]["offsets_done"], 65, "{done}");
+    for id in ["moved", "late"] {
+        assert!(!is_there(&*store, id).await, "{id} has come back: {done}");
+    }
+    assert!(is_there(&*store, "doc-59").await && is_there(&*store, "other").await);
+}

@@ -227,7 +227,9 @@ async fn backfill(
     };
     let lost = registered.lost();
     let finished = outcome.is_ok() && lost.is_ok() && work.is_finished();
-    if let Some(progress) = work.range_progress().filter(|_| finished) {
+    if let Some(progress) = work.range_progress().filter(|_| finished)
+        && !registered.lacks_a_part().await
+    {
         note_filled(settings, store.as_ref(), &progress).await;
     }
     let closed = store.close().await;
@@ -277,6 +279,11 @@ async fn start(
         true => Ok(Committed::Something),
         false => Ok(Committed::Nothing),
     };
+    let lacks_a_part = claim.accepts
+        && claim
+            .objection(store.as_ref(), &settings.store, &committed)
+            .await?
+            .is_some();
     claim
         .check(store.as_ref(), &settings.store, committed)
         .await?;
@@ -284,7 +291,10 @@ async fn start(
     if prepared.is_left_alone() {
         return Ok(None);
     }
-    let registered = claim.register(store).await?;
+    let registered = match prepared.relies_on_earlier_work() {
+        true if !lacks_a_part => claim.register(store).await?,
+        relies => claim.register_job(store, !relies).await?,
+    };
     let stored = count_stored_beyond(store);
     let work = tokio::task::spawn_blocking(move || prepared.start(stored))
         .await

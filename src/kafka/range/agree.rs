@@ -24,6 +24,12 @@ pub(crate) struct Note {
     /// Behind the range deletions are read up to here; absent: none are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) deletions: Option<i64>,
+    /// Whether it is not decided yet how far that is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) undecided: bool,
+    /// Finished runs in whose place this one came: what the group has committed for them says nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) replaces: Vec<String>,
 }
 
 impl Note {
@@ -65,7 +71,7 @@ pub(crate) struct State {
 
 impl State {
     fn is_done(&self) -> bool {
-        self.next >= self.note.last()
+        !self.note.undecided && self.next >= self.note.last()
     }
 }
 
@@ -94,12 +100,14 @@ pub(crate) struct JobPlan {
     fresh: HashMap<TopicPartition, Span>,
     /// Where the live group is in partitions behind whose ranges deletions are read; `None`: in none.
     live: Option<Mutex<HashMap<TopicPartition, i64>>>,
-    /// Runs that were finished at the start: what they wrote is no longer in force.
-    finished_runs: HashSet<String>,
+    /// Runs that are over: what they wrote is no longer in force.
+    finished_runs: Mutex<HashSet<String>>,
+    was_finished: bool,
     resumed: bool,
     done_at_start: u64,
     notes: Mutex<HashMap<TopicPartition, Note>>,
     positions: Mutex<Vec<RangePosition>>,
+    ranges_done: AtomicBool,
     finished: AtomicBool,
 }
 
@@ -119,20 +127,22 @@ impl JobPlan {
             run,
             fresh,
             live: live.map(Mutex::new),
-            finished_runs: HashSet::new(),
+            finished_runs: Mutex::default(),
+            was_finished: false,
             resumed: false,
             done_at_start: 0,
             notes: Mutex::default(),
             positions: Mutex::default(),
+            ranges_done: AtomicBool::new(false),
             finished: AtomicBool::new(false),
         };
+        plan.learn_replaced(states);
         let over = plan.is_over(states);
         plan.resumed = !over && !states.is_empty();
+        plan.was_finished = over;
         if over {
-            plan.finished_runs = states
-                .values()
-                .map(|state| state.note.run.clone())
-                .collect();
+            let runs = states.values().map(|state| state.note.run.clone());
+            plan.finished_runs.get_mut().extend(runs);
         }
         plan.note_states(states);
         plan.done_at_start = plan
@@ -146,7 +156,18 @@ impl JobPlan {
 
     /// Whether the job was finished before this worker came.
     pub(crate) fn was_finished(&self) -> bool {
-        !self.finished_runs.is_empty()
+        self.was_finished
+    }
+
+    /// Takes in which runs others have replaced: a worker may have been killed before it wrote its part of
+    /// the run that came in their place.
+    fn learn_replaced(&self, states: &HashMap<TopicPartition, State>) {
+        let replaced = states.values().flat_map(|state| &state.note.replaces);
+        self.finished_runs.lock().extend(replaced.cloned());
+    }
+
+    fn is_in_force(&self, state: &State) -> bool {
+        !self.finished_runs.lock().contains(&state.note.run)
     }
 
     /// Decides about partitions that have come to this worker, given what the group has committed.
@@ -155,6 +176,7 @@ impl JobPlan {
         partitions: &[TopicPartition],
         states: &HashMap<TopicPartition, State>,
     ) -> Vec<Agreed> {
+        self.learn_replaced(states);
         let mut notes = self.notes.lock();
         partitions
             .iter()
@@ -175,21 +197,25 @@ impl JobPlan {
     }
 
     fn decide(&self, partition: &TopicPartition, state: Option<&State>) -> (Note, i64, bool) {
-        if let Some(state) = state.filter(|state| !self.finished_runs.contains(&state.note.run)) {
+        if let Some(state) = state.filter(|state| self.is_in_force(state)) {
             let mut note = state.note.clone();
             if self.live.is_none() {
                 note.deletions = None;
+                note.undecided = false;
             }
-            self.extend(partition, state.next, &mut note);
             return (note, state.next.max(state.note.begin), false);
         }
         let span = self.fresh_span(partition);
+        let mut replaces: Vec<String> = self.finished_runs.lock().iter().cloned().collect();
+        replaces.sort_unstable();
         let note = Note {
             run: self.run.clone(),
             begin: span.begin,
             end: span.end,
             log: LogNote::default(),
-            deletions: self.deletions_behind(partition, span.end),
+            deletions: None,
+            undecided: self.live.is_some(),
+            replaces,
         };
         (note, span.begin, true)
     }
@@ -200,16 +226,6 @@ impl JobPlan {
         live.filter(|live| *live > end)
     }
 
-    /// While the range is being read its deletions are read up to where the live group is by now: what
-    /// that group deletes later finds the documents of the range there, or leaves a fresh marker.
-    fn extend(&self, partition: &TopicPartition, next: i64, note: &mut Note) {
-        if next < note.end {
-            note.deletions = note
-                .deletions
-                .max(self.deletions_behind(partition, note.end));
-        }
-    }
-
     /// Takes in where the live group is by now.
     pub(super) fn note_live(&self, now: HashMap<TopicPartition, i64>) {
         if let Some(live) = &self.live {
@@ -217,11 +233,29 @@ impl JobPlan {
         }
     }
 
-    /// Where a partition that this worker reads ends by now, `next` being what comes next.
-    pub(super) fn extended_end(&self, partition: &TopicPartition, next: i64) -> Option<i64> {
+    /// Whether the ranges of all partitions are read and committed. Only then deletions are read behind
+    /// them: a document of one partition may have been deleted in another one, and the marker of that
+    /// deletion may expire while the range is still being read.
+    pub(super) fn ranges_are_done(&self) -> bool {
+        self.ranges_done.load(Ordering::Acquire)
+    }
+
+    /// Whether it is to be decided yet how far deletions are read behind the range of a partition that this
+    /// worker reads.
+    pub(super) fn is_undecided(&self, partition: &TopicPartition) -> bool {
+        let notes = self.notes.lock();
+        notes.get(partition).is_some_and(|note| note.undecided)
+    }
+
+    /// Decides that, and gives the offset after the last one that is read. The live group has been asked
+    /// since all ranges were done: what it deletes later finds the documents in the store.
+    pub(super) fn decide_deletions(&self, partition: &TopicPartition) -> Option<i64> {
         let mut notes = self.notes.lock();
         let note = notes.get_mut(partition)?;
-        self.extend(partition, next, note);
+        note.undecided = false;
+        note.deletions = note
+            .deletions
+            .max(self.deletions_behind(partition, note.end));
         Some(note.last())
     }
 
@@ -237,11 +271,17 @@ impl JobPlan {
         let is_empty = |partition: &TopicPartition, span: &Span| {
             span.offsets() == 0 && self.deletions_behind(partition, span.end).is_none()
         };
+        let in_force = |partition: &TopicPartition| {
+            let state = states.get(partition);
+            state.is_some_and(|state| self.is_in_force(state))
+        };
         !states.is_empty()
             && states.values().all(State::is_done)
-            && self.fresh.iter().all(|(partition, span)| {
-                states.contains_key(partition) || is_empty(partition, span)
-            })
+            && states.keys().all(in_force)
+            && self
+                .fresh
+                .iter()
+                .all(|(partition, span)| in_force(partition) || is_empty(partition, span))
     }
 
     /// A partition that came after the start holds nothing of the job.
@@ -258,13 +298,16 @@ impl JobPlan {
 
     /// Takes in what the group has committed; says once that everything is done.
     pub(super) fn note_states(&self, states: &HashMap<TopicPartition, State>) {
+        self.learn_replaced(states);
         let partitions: HashSet<&TopicPartition> = self.fresh.keys().chain(states.keys()).collect();
-        let mut written = true;
+        let (mut written, mut decided, mut ranges_done) = (true, true, true);
         let mut positions: Vec<RangePosition> = partitions
             .into_iter()
             .map(|partition| {
                 let (note, next, is_new) = self.decide(partition, states.get(partition));
                 written &= !is_new;
+                decided &= !note.undecided;
+                ranges_done &= next >= note.end && (!is_new || note.begin == note.end);
                 RangePosition {
                     partition: partition.clone(),
                     span: Span {
@@ -277,7 +320,10 @@ impl JobPlan {
             })
             .collect();
         positions.sort_by(|one, other| one.partition.cmp(&other.partition));
-        if written && positions.iter().all(RangePosition::is_done) {
+        if ranges_done {
+            self.ranges_done.store(true, Ordering::Release);
+        }
+        if written && decided && positions.iter().all(RangePosition::is_done) {
             self.finished.store(true, Ordering::Release);
         }
         *self.positions.lock() = positions;
@@ -332,6 +378,8 @@ mod tests {
                 end,
                 log: LogNote::default(),
                 deletions: None,
+                undecided: false,
+                replaces: Vec::new(),
             },
             next,
         }
@@ -468,35 +516,82 @@ mod tests {
     }
 
     #[test]
-    fn deletions_are_read_up_to_the_live_group_and_the_others_follow() {
+    fn deletions_are_read_up_to_the_live_group_once_all_ranges_are_done() {
         let none = HashMap::new();
-        let first = plan_beside(40, "a", &[10], &none);
+        let first = plan_beside(40, "a", &[10, 10], &none);
         let agreed = first.agree(&[partition(0)], &none);
-        assert_eq!((agreed[0].next, agreed[0].end), (0, 40));
+        assert_eq!((agreed[0].next, agreed[0].end), (0, 10));
+        assert!(first.is_undecided(&partition(0)));
+        let metadata = first.metadata(&partition(0), LogNote::default()).unwrap();
+        let note = Note::parse(&metadata).unwrap();
+        assert_eq!((note.end, note.deletions, note.undecided), (10, None, true));
+        let states = |notes: [&Note; 2], next: [i64; 2]| -> HashMap<TopicPartition, State> {
+            let of = |at: usize| State {
+                note: notes[at].clone(),
+                next: next[at],
+            };
+            HashMap::from([(partition(0), of(0)), (partition(1), of(1))])
+        };
+        // The other partition is still being read.
+        first.note_states(&states([&note, &note], [10, 9]));
+        assert!(!first.ranges_are_done());
+        first.note_states(&states([&note, &note], [10, 10]));
+        assert!(first.ranges_are_done() && !first.is_finished());
+        first.note_live(HashMap::from([(partition(0), 90)]));
+        assert_eq!(first.decide_deletions(&partition(0)), Some(90));
+        assert!(!first.is_undecided(&partition(0)));
         assert!(!first.is_behind_range(&partition(0), 9));
         assert!(first.is_behind_range(&partition(0), 10));
-        let note =
-            Note::parse(&first.metadata(&partition(0), LogNote::default()).unwrap()).unwrap();
-        assert_eq!((note.end, note.deletions), (10, Some(40)));
-        // Behind the range it stays: the documents are there for the live group to delete.
-        let states = |next| {
-            let note = note.clone();
-            HashMap::from([(partition(0), State { note, next })])
+        let metadata = first.metadata(&partition(0), LogNote::default()).unwrap();
+        let decided = Note::parse(&metadata).unwrap();
+        assert_eq!((decided.deletions, decided.undecided), (Some(90), false));
+        // Once it is written it stays.
+        let now = states([&decided, &note], [25, 10]);
+        let late = plan_beside(95, "b", &[10, 10], &now);
+        let agreed = late.agree(&[partition(0), partition(1)], &now);
+        assert_eq!((agreed[0].end, agreed[1].end), (90, 10));
+        assert!(!late.is_undecided(&partition(0)) && late.is_undecided(&partition(1)));
+        let none_behind = Note {
+            undecided: false,
+            ..note.clone()
         };
-        let late = plan_beside(90, "b", &[10], &states(25));
-        assert_eq!(late.agree(&[partition(0)], &states(25))[0].end, 40);
-        assert_eq!((late.progress().done(), late.progress().total()), (25, 40));
-        assert!(!late.progress().is_finished());
-        // Within the range it follows the live group.
-        let resumed = plan_beside(90, "b", &[10], &states(5));
-        assert_eq!(resumed.agree(&[partition(0)], &states(5))[0].end, 90);
-        resumed.note_live(HashMap::from([(partition(0), 95)]));
-        assert_eq!(resumed.extended_end(&partition(0), 9), Some(95));
-        resumed.note_live(HashMap::from([(partition(0), 99)]));
-        assert_eq!(resumed.extended_end(&partition(0), 10), Some(95));
+        late.note_states(&states([&decided, &none_behind], [89, 10]));
+        assert!(!late.is_finished());
+        late.note_states(&states([&decided, &none_behind], [90, 10]));
+        assert!(late.is_finished());
         // Where they are not wanted they are left out, also of a job that had them.
-        let without = plan("b", &[10], &states(25));
-        assert!(without.progress().positions[0].is_done());
+        let without = plan("b", &[10, 10], &now);
+        assert!(
+            without
+                .progress()
+                .positions
+                .iter()
+                .all(RangePosition::is_done)
+        );
+    }
+
+    /// Two workers begin a finished job anew; one has written its part, the other was killed before.
+    #[test]
+    fn what_a_finished_run_wrote_says_nothing_to_the_one_that_replaces_it() {
+        let finished = HashMap::from([
+            (partition(0), state("a", 10, 10)),
+            (partition(1), state("a", 10, 10)),
+        ]);
+        let first = plan("b", &[10, 10], &finished);
+        assert!(first.was_finished());
+        first.agree(&[partition(0)], &finished);
+        let metadata = first.metadata(&partition(0), LogNote::default()).unwrap();
+        let note = Note::parse(&metadata).unwrap();
+        assert_eq!(note.replaces, ["a"]);
+        let half = HashMap::from([
+            (partition(0), State { note, next: 10 }),
+            (partition(1), state("a", 10, 10)),
+        ]);
+        let next = plan("c", &[10, 10], &half);
+        assert!(!next.was_finished() && !next.is_finished() && next.progress().resumed);
+        let agreed = next.agree(&[partition(0), partition(1)], &half);
+        assert_eq!((agreed[0].next, agreed[0].is_new), (10, false));
+        assert_eq!((agreed[1].next, agreed[1].is_new), (0, true));
     }
 
     #[test]

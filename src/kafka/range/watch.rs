@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
+use super::super::check::Request;
 use super::super::client;
 use super::super::inspect::{Inspector, patiently};
 use super::super::rebalance::{Phase, Shared};
@@ -21,9 +24,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a partition delivers nothing before its end is looked for in a gap; it doubles.
 const IDLE: Duration = Duration::from_secs(2);
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
-/// How often it is asked where the live group is, for deletions behind the range. A deletion's marker
-/// lives for an hour at least.
-const ASK_LIVE_EVERY: Duration = Duration::from_secs(300);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
@@ -43,7 +43,6 @@ struct Live {
     inspector: Inspector,
     /// Partitions behind whose ranges deletions are read.
     partitions: Vec<TopicPartition>,
-    asked: Instant,
 }
 
 /// A partition that has delivered nothing for a while.
@@ -109,7 +108,11 @@ impl Watch {
     }
 
     /// Watches on a thread of its own until the source closes.
-    pub(crate) fn spawn(mut self, shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<()>> {
+    pub(crate) fn spawn(
+        mut self,
+        shared: Arc<Shared>,
+        checks: Sender<Request>,
+    ) -> std::io::Result<thread::JoinHandle<()>> {
         thread::Builder::new()
             .name("kafka-backfill".to_owned())
             .spawn(move || {
@@ -120,8 +123,8 @@ impl Watch {
                     if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
                         self.look();
                         looked = Some(Instant::now());
+                        self.read_behind(&shared, &checks);
                     }
-                    self.follow_live(&shared);
                     self.look_for_gaps(&shared, &mut idle);
                 }
                 // What was committed last, on the way out, belongs to the account of this run.
@@ -134,36 +137,55 @@ impl Watch {
     fn look(&mut self) {
         match ask::states(&self.inspector.consumer, &self.partitions) {
             Ok(states) => self.plan.note_states(&states),
-            Err(error) => {
-                if self.said.is_none_or(|at| at.elapsed() >= REPEAT_LOG_AFTER) {
-                    self.said = Some(Instant::now());
-                    tracing::warn!(%error, "how far the backfill is cannot be asked for; trying again");
-                }
-            }
+            Err(error) => self.say(
+                &error,
+                "how far the backfill is cannot be asked for; trying again",
+            ),
         }
     }
 
-    /// Moves the end of what is read of partitions along with the live group, as long as their ranges are
-    /// being read.
-    fn follow_live(&mut self, shared: &Shared) {
-        let Some(live) = self.live.as_mut().filter(|live| live.is_due()) else {
+    /// Once all ranges are done, reads the deletions behind those that this worker has.
+    fn read_behind(&mut self, shared: &Shared, checks: &Sender<Request>) {
+        if !self.plan.ranges_are_done() {
             return;
+        }
+        let undecided: Vec<TopicPartition> = {
+            let ended = shared.desk.lock().ended().into_iter();
+            ended
+                .filter(|partition| self.plan.is_undecided(partition))
+                .collect()
         };
-        match live.ask() {
-            Ok(positions) => self.plan.note_live(positions),
-            Err(error) => {
-                tracing::warn!(%error, "where the live group is cannot be asked for; trying again");
+        if undecided.is_empty() {
+            return;
+        }
+        match self.live.as_ref().map(Live::positions) {
+            Some(Ok(positions)) => self.plan.note_live(positions),
+            Some(Err(error)) => {
+                self.say(
+                    &error,
+                    "where the live group is cannot be asked for; trying again",
+                );
                 return;
             }
+            None => {}
         }
+        let mut request = Request::new();
         let mut desk = shared.desk.lock();
-        for partition in desk.partitions() {
-            let Some(held) = desk.get_mut(&partition.topic, partition.partition) else {
-                continue;
-            };
-            if let Some(next) = held.next.filter(|_| !held.ended) {
-                held.end = self.plan.extended_end(&partition, next).max(held.end);
+        for partition in undecided {
+            if let Some(last) = self.plan.decide_deletions(&partition) {
+                request.extend(desk.read_on(&partition, last));
             }
+        }
+        drop(desk);
+        // The check thread has ended otherwise, and the source with it.
+        let _ = checks.send(request);
+    }
+
+    /// Speaks of the same trouble now and then only.
+    fn say(&mut self, error: &dyn std::fmt::Display, what: &str) {
+        if self.said.is_none_or(|at| at.elapsed() >= REPEAT_LOG_AFTER) {
+            self.said = Some(Instant::now());
+            tracing::warn!(%error, "{what}");
         }
     }
 
@@ -210,23 +232,12 @@ impl Live {
         settings: &KafkaSettings,
         partitions: Vec<TopicPartition>,
     ) -> Result<(Self, HashMap<TopicPartition, i64>), SourceError> {
-        let mut live = Self {
+        let live = Self {
             inspector: Inspector::new(settings)?,
             partitions,
-            asked: Instant::now(),
         };
         let positions = patiently(settings.connect_timeout(), || live.positions())?;
-        live.asked = Instant::now();
         Ok((live, positions))
-    }
-
-    fn is_due(&self) -> bool {
-        self.asked.elapsed() >= ASK_LIVE_EVERY
-    }
-
-    fn ask(&mut self) -> Result<HashMap<TopicPartition, i64>, SourceError> {
-        self.asked = Instant::now();
-        self.positions()
     }
 
     fn positions(&self) -> Result<HashMap<TopicPartition, i64>, SourceError> {
