@@ -214,10 +214,16 @@ impl JobPlan {
             end: span.end,
             log: LogNote::default(),
             deletions: None,
-            undecided: self.live.is_some(),
+            undecided: self.has_live_group(),
             replaces,
         };
         (note, span.begin, true)
+    }
+
+    /// Whether deletions may stand behind the ranges: a group that has committed nothing deletes nothing.
+    fn has_live_group(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|live| !live.lock().is_empty())
     }
 
     /// Up to where deletions are read behind a range that ends at `end`.
