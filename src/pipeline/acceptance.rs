@@ -4,6 +4,7 @@
 //!
 //! Knows no store: the write path sends the probes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use super::write::{Content, Write};
 const MOST_HELD: usize = 100;
 /// How long they wait until then: a cluster that has just started rejects for some seconds.
 const HELD_FOR: Duration = Duration::from_secs(10);
+/// How long fewer of them may wait where nobody asks whether the worker is ready.
+const UNSEEN_FOR: Duration = Duration::from_secs(60);
 /// Bytes of a record that may serve as a probe: it is kept outside the budget.
 const LARGEST_PROBE: usize = 256 * 1024;
 
@@ -29,6 +32,8 @@ struct State {
     probe: Option<Probe>,
     /// Records that wait because no proof was found.
     held: usize,
+    /// The batches that they came in, with how many parts of each wait.
+    held_batches: HashMap<u64, usize>,
     /// When the first of them was rejected, nothing having been accepted since.
     held_since: Option<Instant>,
 }
@@ -77,23 +82,31 @@ impl Acceptance {
         self.0.lock().probe = None;
     }
 
-    /// Counts records as held until the guard is dropped.
-    pub(super) fn hold(&self, records: usize) -> Held<'_> {
+    /// Counts records of a batch as held until the guard is dropped.
+    pub(super) fn hold(&self, batch: u64, records: usize) -> Held<'_> {
         let mut state = self.0.lock();
         state.held += records;
+        *state.held_batches.entry(batch).or_default() += 1;
         state.held_since.get_or_insert_with(Instant::now);
         Held {
             acceptance: self,
+            batch,
             records,
         }
     }
 
-    /// How many records are held where they are too many for too long.
-    pub(super) fn too_many_held(&self, now: Instant) -> Option<usize> {
+    /// Batches of which a part is held: others go out meanwhile, one of which may be the proof.
+    pub(super) fn held_batches(&self) -> usize {
+        self.0.lock().held_batches.len()
+    }
+
+    /// How many records are held where they are too many for too long, or have been held unseen.
+    pub(super) fn too_many_held(&self, now: Instant, is_seen: bool) -> Option<usize> {
         let state = self.0.lock();
-        let since = state.held_since?;
-        let too_long = now.saturating_duration_since(since) >= HELD_FOR;
-        (state.held >= MOST_HELD && too_long).then_some(state.held)
+        let lasted = now.saturating_duration_since(state.held_since?);
+        let too_many = state.held >= MOST_HELD && lasted >= HELD_FOR;
+        let unseen = state.held > 0 && !is_seen && lasted >= UNSEEN_FOR;
+        (too_many || unseen).then_some(state.held)
     }
 }
 
@@ -108,6 +121,7 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     acceptance: &'a Acceptance,
+    batch: u64,
     records: usize,
 }
 
@@ -115,6 +129,12 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let mut state = self.acceptance.0.lock();
         state.held -= self.records;
+        if let Some(parts) = state.held_batches.get_mut(&self.batch) {
+            *parts -= 1;
+            if *parts == 0 {
+                state.held_batches.remove(&self.batch);
+            }
+        }
         if state.held == 0 {
             state.held_since = None;
         }
@@ -129,30 +149,34 @@ mod tests {
     fn a_hundred_records_without_a_proof_are_too_many_after_a_while() {
         let acceptance = Acceptance::default();
         let later = || Instant::now() + HELD_FOR;
-        let most = acceptance.hold(MOST_HELD - 1);
-        assert_eq!(acceptance.too_many_held(later()), None);
-        let one = acceptance.hold(1);
-        assert_eq!(acceptance.too_many_held(Instant::now()), None);
-        assert_eq!(acceptance.too_many_held(later()), Some(MOST_HELD));
+        let most = acceptance.hold(1, MOST_HELD - 1);
+        assert_eq!(acceptance.too_many_held(later(), true), None);
+        let unseen = Instant::now() + UNSEEN_FOR;
+        assert_eq!(acceptance.too_many_held(unseen, false), Some(MOST_HELD - 1));
+        let one = acceptance.hold(1, 1);
+        assert_eq!(acceptance.held_batches(), 1);
+        assert_eq!(acceptance.too_many_held(Instant::now(), true), None);
+        assert_eq!(acceptance.too_many_held(later(), true), Some(MOST_HELD));
         drop(one);
-        assert_eq!(acceptance.too_many_held(later()), None);
+        assert_eq!(acceptance.too_many_held(later(), true), None);
         drop(most);
-        let _again = acceptance.hold(MOST_HELD);
-        assert_eq!(acceptance.too_many_held(Instant::now()), None);
+        assert_eq!(acceptance.held_batches(), 0);
+        let _again = acceptance.hold(2, MOST_HELD);
+        assert_eq!(acceptance.too_many_held(Instant::now(), true), None);
     }
 
     #[test]
     fn what_is_accepted_meanwhile_gives_more_time() {
         let acceptance = Acceptance::default();
-        let _held = acceptance.hold(MOST_HELD);
+        let _held = acceptance.hold(2, MOST_HELD);
         let before = Instant::now() + HELD_FOR;
         std::thread::sleep(Duration::from_millis(5));
         acceptance.probed();
         assert_eq!(acceptance.count(), 1);
-        assert_eq!(acceptance.too_many_held(before), None);
+        assert_eq!(acceptance.too_many_held(before, true), None);
         assert!(
             acceptance
-                .too_many_held(Instant::now() + HELD_FOR)
+                .too_many_held(Instant::now() + HELD_FOR, true)
                 .is_some()
         );
     }

@@ -16,6 +16,8 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Outage {
     health: Health,
+    /// Whether anybody asks if the worker is ready.
+    is_seen: bool,
     /// Whether the store is away: looked at after each write.
     lasts: AtomicBool,
     /// Dead letters that have waited for longer than [`GRACE`]. Health is set while this is locked.
@@ -25,6 +27,7 @@ pub(super) struct Outage {
 impl Outage {
     pub(super) fn new(health: Option<Health>) -> Self {
         Self {
+            is_seen: health.is_some(),
             health: health.unwrap_or_default(),
             lasts: AtomicBool::new(false),
             waiting: Mutex::new(0),
@@ -39,6 +42,11 @@ impl Outage {
             let reason = format!("documents wait for the store: {failure}");
             self.health.set_trouble(Part::Store, reason);
         }
+    }
+
+    /// Whether anybody asks if the worker is ready.
+    pub(super) fn is_seen(&self) -> bool {
+        self.is_seen
     }
 
     /// Whether documents have waited for the store for longer than [`GRACE`], or wait for a full one.

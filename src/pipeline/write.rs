@@ -40,6 +40,9 @@ const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest wait of an incomplete write before it is looked at again: it may be full by then, or in a drain.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How often it is looked whether a write in flight is held, so that another one may go out.
+const HELD_TICK: Duration = Duration::from_millis(200);
+
 /// How often an outage is logged while it lasts.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -128,8 +131,13 @@ pub(super) async fn run_writer(
     let mut pending: Vec<Write> = Vec::new();
     let mut pace = Pace::new(settings.batch_points, settings.linger);
     let mut open = true;
+    let mut batches = 0;
+    // What is held takes no place of those that are in flight.
+    let has_place = |in_flight: usize| {
+        in_flight.saturating_sub(context.acceptance.held_batches()) < settings.concurrency
+    };
     while open || !pending.is_empty() || !in_flight.is_empty() {
-        while in_flight.len() < settings.concurrency && !pending.is_empty() {
+        while has_place(in_flight.len()) && !pending.is_empty() {
             let is_draining = !open || context.draining.load(Ordering::Acquire) > 0;
             if !is_draining && !wait(&pace, &pending).is_zero() {
                 break;
@@ -137,9 +145,19 @@ pub(super) async fn run_writer(
             let rest = pending.split_off(pending.len().min(settings.batch_points));
             let batch = std::mem::replace(&mut pending, rest);
             pace.sent(Instant::now());
-            in_flight.push(write_durably(context.clone(), batch, 0));
+            batches += 1;
+            let part = Part {
+                batch: batches,
+                tries: 0,
+            };
+            in_flight.push(write_durably(context.clone(), batch, part));
         }
-        let may_linger = !pending.is_empty() && in_flight.len() < settings.concurrency;
+        let waits = !pending.is_empty();
+        let pause = if has_place(in_flight.len()) {
+            wait(&pace, &pending).min(TICK)
+        } else {
+            HELD_TICK
+        };
         tokio::select! {
             biased;
             Some(outcome) = in_flight.next(), if !in_flight.is_empty() => outcome?,
@@ -148,7 +166,7 @@ pub(super) async fn run_writer(
                 Some(writes) => pending.extend(writes),
                 None => open = false,
             },
-            () = tokio::time::sleep(wait(&pace, &pending).min(TICK)), if may_linger => {}
+            () = tokio::time::sleep(pause), if waits => {}
         }
         // What has come meanwhile joins at no cost.
         while open {
@@ -170,21 +188,31 @@ fn wait(pace: &Pace, pending: &[Write]) -> Duration {
     pace.wait(pending.len(), admitted, now)
 }
 
-/// Writes a batch until it is durable, however long that takes, and acknowledges it. `tries` is how often
-/// writes that held it have failed before.
+/// What a batch was cut out of.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// Number of the whole batch.
+    batch: u64,
+    /// How often writes that held it have failed before.
+    tries: u32,
+}
+
+/// Writes a batch, or a part of one, until it is durable, however long that takes, and acknowledges it.
 fn write_durably(
     context: Arc<Context>,
     batch: Vec<Write>,
-    tries: u32,
+    part: Part,
 ) -> BoxFuture<'static, Result<(), PipelineError>> {
     Box::pin(async move {
-        match write_until_decided(&context, &batch, tries).await? {
+        match write_until_decided(&context, &batch, part).await? {
             Decision::Accepted(outcome) => {
                 acknowledge(&context, &batch, outcome);
                 context.acceptance.accepted(batch);
                 Ok(())
             }
-            Decision::Isolate { reason, tries } => isolate(context, batch, reason, tries).await,
+            Decision::Isolate { reason, tries } => {
+                isolate(context, batch, reason, Part { tries, ..part }).await
+            }
         }
     })
 }
@@ -194,14 +222,14 @@ async fn isolate(
     context: Arc<Context>,
     mut batch: Vec<Write>,
     reason: String,
-    tries: u32,
+    part: Part,
 ) -> Result<(), PipelineError> {
     if batch.len() > 1 {
         let rest = batch.split_off(batch.len() / 2);
         // Side by side: what one half gets accepted is the proof for the other.
         let halves = (
-            write_durably(context.clone(), batch, tries),
-            write_durably(context, rest, tries),
+            write_durably(context.clone(), batch, part),
+            write_durably(context, rest, part),
         );
         return try_join(halves.0, halves.1).await.map(|_| ());
     }
@@ -262,9 +290,10 @@ enum Decision {
 async fn write_until_decided(
     context: &Context,
     batch: &[Write],
-    mut tries: u32,
+    part: Part,
 ) -> Result<Decision, PipelineError> {
-    let mut trouble = Trouble::new(context, batch);
+    let mut trouble = Trouble::new(context, batch, part.batch);
+    let mut tries = part.tries;
     let mut proofs = 0;
     loop {
         let points = batch
@@ -312,6 +341,7 @@ async fn write_until_decided(
 struct Trouble<'a> {
     context: &'a Context,
     batch: &'a [Write],
+    number: u64,
     started: Instant,
     backoff: Duration,
     logged: Option<Instant>,
@@ -319,10 +349,11 @@ struct Trouble<'a> {
 }
 
 impl<'a> Trouble<'a> {
-    fn new(context: &'a Context, batch: &'a [Write]) -> Self {
+    fn new(context: &'a Context, batch: &'a [Write], number: u64) -> Self {
         Self {
             context,
             batch,
+            number,
             started: Instant::now(),
             backoff: SHORTEST_BACKOFF,
             logged: None,
@@ -338,9 +369,9 @@ impl<'a> Trouble<'a> {
         context.outage.failed(failure, self.started.elapsed());
         context.metrics.store_paused(context.outage.lasts());
         if unproved && self.held.is_none() {
-            self.held = Some(context.acceptance.hold(self.batch.len()));
+            self.held = Some(context.acceptance.hold(self.number, self.batch.len()));
         }
-        if let Some(records) = context.acceptance.too_many_held(Instant::now()) {
+        if let Some(records) = held_too_long(context) {
             return Err(PipelineError::Store(StoreError::Fatal(format!(
                 "the store rejects {records} records and accepts none, so that they are hardly at fault; none of \
                  them was dead-lettered; the last reason: {failure}; check the server and the collection with \
@@ -422,6 +453,11 @@ async fn accepts_another(
         Err(fatal @ StoreError::Fatal(_)) => Err(PipelineError::Store(fatal)),
         Err(_) => Ok(false),
     }
+}
+
+fn held_too_long(context: &Context) -> Option<usize> {
+    let is_seen = context.outage.is_seen();
+    context.acceptance.too_many_held(Instant::now(), is_seen)
 }
 
 /// One try.

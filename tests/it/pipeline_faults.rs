@@ -443,6 +443,19 @@ async fn a_bad_record_that_comes_first_waits_for_the_proof() {
     ground.stop().await.unwrap();
 }
 
+/// Each in a batch of its own, as many as there are writes in flight: the proof has to get past them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_records_in_all_places_let_the_proof_pass() {
+    let store = MoodyStore::new(&[], &["0-0", "0-1", "0-2", "0-3", "0-4"]);
+    let ground = Ground::start_wired(store.clone(), 512, |wiring| wiring.batch_points = 1);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..6));
+    ground.wait_for_commit(0, 6);
+    assert_eq!(ground.letters.letters().len(), 5);
+    assert_eq!(store.ids().len(), 1);
+    ground.stop().await.unwrap();
+}
+
 /// The others pass it, and it is neither given up nor committed past.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_the_store_stumbles_over_holds_up_no_other() {

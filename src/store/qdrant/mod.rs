@@ -6,9 +6,10 @@
 //! because every write is conditional and repeats to the same end.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use qdrant_client::qdrant::{
     CountPoints, DeletePointsBuilder, GetPointsBuilder, QueryPointsBuilder,
 };
@@ -50,6 +51,8 @@ pub struct QdrantStore {
     vector: OnceLock<Vector>,
     /// What the server's version does not promise.
     warnings: Vec<String>,
+    /// When the collection was last seen to be the one that writes are made for.
+    fits: Mutex<Option<Instant>>,
 }
 
 struct Vector {
@@ -81,6 +84,7 @@ impl QdrantStore {
             in_flight: Semaphore::new(settings.concurrency),
             vector: OnceLock::new(),
             warnings: Vec::new(),
+            fits: Mutex::default(),
         };
         let version = store.greet().await?;
         store.warnings.extend(warning_of(&version));

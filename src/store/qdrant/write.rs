@@ -2,7 +2,7 @@
 //! away where there are any, one that asks what was superseded.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use qdrant_client::QdrantError;
@@ -17,6 +17,9 @@ use super::{QdrantStore, Vector, closed, condition, convert};
 use crate::document::{LatestTime, Version};
 use crate::store::batch::{prepare, split};
 use crate::store::{PointWrite, StoreError, WriteOutcome, version};
+
+/// How long a look at the collection serves.
+const FITS_FOR: Duration = Duration::from_secs(1);
 
 /// How often it is looked for a collection that a server does not know.
 const ABSENCE_LOOKS: u32 = 5;
@@ -181,9 +184,14 @@ impl QdrantStore {
     /// A refusal may be the collection's fault, not the batch's: then no document may be
     /// dead-lettered for it.
     async fn explain_rejection(&self, vector: &Vector, reason: String) -> StoreError {
+        // A batch that is bisected is rejected often within a moment.
+        if self.fits.lock().is_some_and(|at| at.elapsed() < FITS_FOR) {
+            return StoreError::Rejected(reason);
+        }
         match self.describe().await {
             Err(error) => error,
             Ok(Some(now)) if now.vector_name == vector.name && now.vector_size == vector.size => {
+                *self.fits.lock() = Some(Instant::now());
                 StoreError::Rejected(reason)
             }
             Ok(_) => StoreError::Fatal(format!(
