@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{KafkaSource, PartitionStatus, SourceStatus};
+use crate::kafka::{KafkaSource, PartitionStatus, SourceStatus, shorten};
 use crate::telemetry::{Health, Metrics, Part, PartitionLag};
 
 /// How often the source's status is read; it looks by itself about as often.
@@ -16,8 +16,6 @@ const CHECK_GRACE: Duration = Duration::from_secs(60);
 const STALLED_AFTER: Duration = Duration::from_secs(180);
 /// How often a stalled partition is named in the log.
 const LOG_EVERY: Duration = Duration::from_secs(300);
-/// Partitions that a reason names before it says how many more there are.
-const NAMED: usize = 4;
 
 /// Publishes until it is aborted.
 pub(super) async fn watch(source: Arc<KafkaSource>, metrics: Metrics, health: Health) {
@@ -99,7 +97,7 @@ fn assignment_trouble(status: &SourceStatus, now: Instant) -> Option<String> {
     if !unread.is_empty() {
         reasons.push(format!(
             "where to begin is not known of {}; the log says why",
-            shortened(&unread)
+            shorten(&unread, ", ")
         ));
     }
     let stalled: Vec<String> = partitions
@@ -116,19 +114,10 @@ fn assignment_trouble(status: &SourceStatus, now: Instant) -> Option<String> {
         reasons.push(format!(
             "records wait and none was processed for {} s: {}",
             STALLED_AFTER.as_secs(),
-            shortened(&stalled)
+            shorten(&stalled, ", ")
         ));
     }
     (!reasons.is_empty()).then(|| reasons.join("; "))
-}
-
-fn shortened(names: &[String]) -> String {
-    let named = names.iter().take(NAMED).map(String::as_str);
-    let named = named.collect::<Vec<_>>().join(", ");
-    match names.len().checked_sub(NAMED) {
-        Some(more) if more > 0 => format!("{named} and {more} more partitions"),
-        _ => named,
-    }
 }
 
 #[cfg(test)]

@@ -16,10 +16,11 @@ use super::client;
 use super::compare;
 use super::desk::{Begin, ToCheck};
 use super::log_identity::LogNote;
+use super::offsets::{self, LogRange};
 use super::range::{self, Agreed, JobPlan};
 use super::rebalance::{GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
-use super::start::{self, Compared, Gap, LogRange, Refusal};
+use super::start::{self, Compared, Gap, Refusal};
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::source::{CommitOffset, SourceError};
 
@@ -205,7 +206,7 @@ impl CheckThread {
             .iter()
             .map(|facts| facts.asked.partition.clone())
             .collect();
-        let ranges = start::ranges(&*member, &partitions);
+        let ranges = offsets::ranges(&*member, &partitions);
         self.refuse_recreated(&member, &reading, &ranges)?;
         // Nothing below needs it, and the poll thread is to be the one that drops it last.
         drop(member);
@@ -256,7 +257,7 @@ impl CheckThread {
             |error| client::source_error("the group's committed offsets cannot be read", &error);
         let mut agreed = HashMap::new();
         let commits = match &self.shared.job {
-            None => start::commits(member, &new).map_err(unread)?,
+            None => offsets::commits(member, &new).map_err(unread)?,
             Some(job) => {
                 if !new.is_empty() {
                     agreed = self.agree(member, job, &asked)?;
@@ -268,7 +269,7 @@ impl CheckThread {
                     HashMap::new()
                 } else {
                     let live = compare::consumer(&self.settings)?;
-                    start::commits(&live, &new).map_err(unread)?
+                    offsets::commits(&live, &new).map_err(unread)?
                 }
             }
         };
@@ -404,7 +405,7 @@ impl CheckThread {
                 break;
             }
             thread::sleep(STORE_PAUSE);
-            let ends = ends(&start::ranges(member, &partitions));
+            let ends = ends(&offsets::ranges(member, &partitions));
             if ends.len() < partitions.len() {
                 return Err(SourceError::Transient(
                     "the ends of new partitions are not known".to_owned(),
@@ -451,7 +452,7 @@ impl CheckThread {
         let Some(member) = self.consumer.upgrade() else {
             return Ok(());
         };
-        let ranges = start::ranges(&*member, &partitions);
+        let ranges = offsets::ranges(&*member, &partitions);
         drop(member);
         let within = |partition: &TopicPartition, log: LogNote| {
             let range = ranges.get(partition).copied();

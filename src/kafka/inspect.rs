@@ -8,8 +8,8 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{self, Reporting};
+use super::offsets;
 use super::settings::KafkaSettings;
-use super::start;
 use crate::document::TopicPartition;
 use crate::source::SourceError;
 
@@ -100,7 +100,7 @@ impl Inspector {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let committed = start::committed(&self.consumer, &partitions).map_err(|error| {
+        let committed = offsets::committed(&self.consumer, &partitions).map_err(|error| {
             client::source_error("the committed offsets cannot be read", &error)
         })?;
         let position = |partition: TopicPartition| GroupPosition {
@@ -166,7 +166,7 @@ pub fn oldest_offsets(
 ) -> Result<BTreeMap<TopicPartition, i64>, SourceError> {
     let inspector = Inspector::new(settings)?;
     let logs = patiently(settings.connect_timeout(), || {
-        start::all_ranges(&inspector.consumer, partitions)
+        offsets::all_ranges(&inspector.consumer, partitions)
     })?;
     Ok(logs
         .into_iter()

@@ -13,6 +13,7 @@ mod embedded;
 mod held;
 mod inspect;
 mod log_identity;
+mod offsets;
 mod poll;
 mod progress;
 mod properties;
@@ -44,3 +45,4 @@ pub use range::{
 };
 pub use settings::{KafkaSettings, OnMissingOffset};
 pub use source::{KafkaSource, RangeStart};
+pub(crate) use start::shorten;

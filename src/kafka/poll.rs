@@ -13,8 +13,8 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use super::client;
 use super::compare;
 use super::desk::Begin;
+use super::offsets;
 use super::rebalance::{self, GroupConsumer, Other, Phase, Shared};
-use super::start;
 use super::text;
 use crate::digest;
 use crate::document::{RecordPosition, TopicPartition};
@@ -159,7 +159,7 @@ impl PollThread {
 
     fn pause_all(&self) {
         let partitions = self.shared.desk.lock().partitions();
-        if let Err(error) = self.consumer.pause(&start::list(&partitions)) {
+        if let Err(error) = self.consumer.pause(&offsets::list(&partitions)) {
             tracing::warn!(%error, "partitions could not be paused");
         }
     }
@@ -172,7 +172,7 @@ impl PollThread {
             reading.map(|held| held.partition.clone()).collect()
         };
         tracing::debug!("the pipeline has caught up; fetching goes on");
-        if let Err(error) = self.consumer.resume(&start::list(&partitions)) {
+        if let Err(error) = self.consumer.resume(&offsets::list(&partitions)) {
             tracing::warn!(%error, "partitions could not be resumed");
         }
     }
@@ -341,7 +341,7 @@ impl PollThread {
             .iter()
             .map(|(partition, _)| partition.clone())
             .collect();
-        if let Err(error) = self.consumer.pause(&start::list(&partitions)) {
+        if let Err(error) = self.consumer.pause(&offsets::list(&partitions)) {
             tracing::warn!(%error, "partitions could not be paused");
         }
         self.consumer.context().check(request);
@@ -379,7 +379,7 @@ impl PollThread {
         if starts.is_empty() {
             return;
         }
-        let list = start::list(&start::partitions_in(&starts));
+        let list = offsets::list(&offsets::partitions_in(&starts));
         let moved = rebalance::move_to(&self.consumer, &starts, &others).and_then(|()| {
             // A pause outlives neither side's memory of it: say it either way.
             if paused {
@@ -403,7 +403,7 @@ impl PollThread {
         let finished = job.is_finished();
         let ended = self.shared.desk.lock().take_newly_ended();
         if !ended.is_empty()
-            && let Err(error) = self.consumer.pause(&start::list(&ended))
+            && let Err(error) = self.consumer.pause(&offsets::list(&ended))
         {
             tracing::warn!(%error, "partitions that were read to their end could not be paused");
         }

@@ -15,10 +15,10 @@ use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
 
 use super::inspect::Inspector;
+use super::offsets;
 use super::range;
 use super::rebalance::{GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
-use super::start;
 use crate::document::{Generation, TopicPartition};
 use crate::source::SourceError;
 
@@ -269,7 +269,7 @@ fn look_for_ends(
         .iter()
         .map(|position| position.partition.clone())
         .collect();
-    let found = match start::ends(&inspector.consumer, &partitions) {
+    let found = match offsets::ends(&inspector.consumer, &partitions) {
         Ok(found) => found,
         Err(error) => return Some(inspector.why(&error)),
     };

@@ -20,8 +20,9 @@ use super::client::{self, Faults};
 use super::committer::Committer;
 use super::counters::Counters;
 use super::desk::Desk;
+use super::offsets;
 use super::range::JobPlan;
-use super::start::{self, StartPolicy};
+use super::start::StartPolicy;
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, SourceError, SourceEvent};
 use crate::telemetry::Metrics;
@@ -128,7 +129,7 @@ impl ConsumerContext for Callbacks {
         what: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
-        let partitions = start::partitions_of(list);
+        let partitions = offsets::partitions_of(list);
         let outcome = if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.take_over(consumer, &partitions)
         } else {
@@ -168,7 +169,7 @@ impl Callbacks {
             generation,
         });
         let held = assign(consumer, partitions, parked)
-            .and_then(|()| consumer.pause(&start::list(partitions)));
+            .and_then(|()| consumer.pause(&offsets::list(partitions)));
         // Also where that failed: beginning assigns once more what the client does not hold.
         let checked = |partition: &TopicPartition| (partition.clone(), generation);
         self.check(partitions.iter().map(checked).collect());
@@ -323,7 +324,7 @@ pub(super) fn move_to(
         }
         Err(error) => {
             tracing::debug!(%error, "the client does not seek");
-            start::partitions_in(starts)
+            offsets::partitions_in(starts)
         }
     };
     if unmoved.is_empty() {
@@ -334,10 +335,10 @@ pub(super) fn move_to(
         RebalanceProtocol::Cooperative
     );
     if is_cooperative {
-        consumer.incremental_unassign(&start::list(&unmoved))?;
+        consumer.incremental_unassign(&offsets::list(&unmoved))?;
     } else {
         // An assignment replaces the one before: what is missing in it would not be read any more.
-        unmoved = start::partitions_in(starts);
+        unmoved = offsets::partitions_in(starts);
         for other in others {
             unmoved.push(other.partition.clone());
             offsets.insert(other.partition.clone(), Offset::Offset(other.at));
@@ -353,8 +354,8 @@ pub(super) fn move_to(
         let others = others.iter().filter(|other| other.rests == rests);
         others.map(|other| other.partition.clone()).collect()
     };
-    consumer.pause(&start::list(&with(true)))?;
-    consumer.resume(&start::list(&with(false)))
+    consumer.pause(&offsets::list(&with(true)))?;
+    consumer.resume(&offsets::list(&with(false)))
 }
 
 fn assign(

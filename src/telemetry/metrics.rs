@@ -16,6 +16,8 @@ use metrics_exporter_prometheus::{
 };
 use parking_lot::Mutex;
 
+use super::partitions::{self, PartitionLag};
+
 /// From a tenth of a millisecond, one decoded batch, to a minute, a store that struggles.
 const SECONDS_BUCKETS: [f64; 18] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -88,19 +90,6 @@ impl Stage {
             Self::EndToEnd => "end_to_end",
         }
     }
-}
-
-/// How far behind a partition is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PartitionLag {
-    /// Its topic.
-    pub topic: String,
-    /// Its number.
-    pub partition: i32,
-    /// Records that are not processed yet; `None` as long as no broker has said where the partition ends.
-    pub records: Option<u64>,
-    /// Whether records wait and none was processed for minutes.
-    pub stalled: bool,
 }
 
 /// The worker's metrics; clones share them. Each instance has a registry of its own.
@@ -303,7 +292,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.inner.handle.run_upkeep();
         let mut text = self.inner.handle.render();
-        self.render_partitions(&mut text);
+        partitions::render(&self.inner.partitions.lock(), &mut text);
         if let Some(bytes) = resident_bytes() {
             let _ = write!(
                 text,
@@ -314,45 +303,6 @@ impl Metrics {
         }
         text
     }
-}
-
-impl Metrics {
-    /// By hand: series of the exporter never end.
-    fn render_partitions(&self, text: &mut String) {
-        type Value = fn(&PartitionLag) -> Option<u64>;
-        let partitions = self.inner.partitions.lock();
-        let series: [(&str, &str, Value); 2] = [
-            (
-                "tcbert_lag_records",
-                "records of a partition that are not processed yet",
-                |lag| lag.records,
-            ),
-            (
-                "tcbert_partition_stalled",
-                "1 while records of a partition wait and none was processed for minutes",
-                |lag| Some(u64::from(lag.stalled)),
-            ),
-        ];
-        for (name, help, value) in series {
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
-            for partition in partitions.iter() {
-                let (topic, number) = (escaped(&partition.topic), partition.partition);
-                if let Some(value) = value(partition) {
-                    let _ = writeln!(
-                        text,
-                        "{name}{{topic=\"{topic}\",partition=\"{number}\"}} {value}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// The value of a label.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 impl Known {

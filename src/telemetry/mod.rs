@@ -5,8 +5,10 @@ mod admin;
 mod health;
 mod logging;
 mod metrics;
+mod partitions;
 
 pub use admin::{AdminError, AdminServer, AdminSettings};
 pub use health::{Health, Part};
 pub use logging::{LogError, LogFormat, LogSettings, init_logging};
-pub use metrics::{Metrics, Outcome, PartitionLag, Stage};
+pub use metrics::{Metrics, Outcome, Stage};
+pub use partitions::PartitionLag;

@@ -126,10 +126,10 @@ pub struct CutValue {
     pub rest: Rest,
 }
 
-/// Where the rest of a value is that its letter does not hold.
+/// Where the rest of a value is that its dead letter does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rest {
-    /// The whole record is in this file of the spool folder of the worker that sent the letter.
+    /// The whole record is in this file of the spool folder of the worker that sent the dead letter.
     Spooled(String),
     /// Nowhere: it was too large to be kept. Its SHA-256 in hexadecimal digits.
     Omitted(String),

@@ -13,9 +13,9 @@ use rdkafka::topic_partition_list::Offset;
 use super::letter::StoredDeadLetter;
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::kafka::client::{self, Reporting};
+use crate::kafka::offsets;
 use crate::kafka::poll::headers_of;
 use crate::kafka::settings::KafkaSettings;
-use crate::kafka::start;
 use crate::source::{SourceError, SourceRecord};
 
 /// Longest wait for the next letter before the broker counts as silent.
@@ -141,7 +141,7 @@ impl Reader {
             .iter()
             .map(|found| TopicPartition::new(topic.as_str(), found.id()))
             .collect();
-        let ranges = start::all_ranges(&consumer, &partitions)?;
+        let ranges = offsets::all_ranges(&consumer, &partitions)?;
         let mut list = TopicPartitionList::new();
         let mut ends = HashMap::new();
         for (partition, range) in ranges.iter().filter(|(_, range)| range.low < range.high) {

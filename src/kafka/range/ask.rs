@@ -14,8 +14,8 @@ use super::spec::clip;
 use super::{OffsetRange, RangeSpec, Span};
 use crate::document::TopicPartition;
 use crate::kafka::client::{self, Reporting};
+use crate::kafka::offsets;
 use crate::kafka::settings::KafkaSettings;
-use crate::kafka::start;
 use crate::kafka::text;
 use crate::source::SourceError;
 
@@ -30,7 +30,7 @@ pub(super) fn states<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     partitions: &[TopicPartition],
 ) -> KafkaResult<HashMap<TopicPartition, State>> {
-    let answer = consumer.committed_offsets(start::list(partitions), QUESTION_TIMEOUT)?;
+    let answer = consumer.committed_offsets(offsets::list(partitions), QUESTION_TIMEOUT)?;
     let mut states = HashMap::new();
     for element in &answer.elements() {
         element.error()?;
@@ -75,11 +75,11 @@ pub(super) fn live_positions<C: ConsumerContext>(
     if partitions.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut committed = start::committed(live, partitions).map_err(|error| {
+    let mut committed = offsets::committed(live, partitions).map_err(|error| {
         client::source_error("the live group's committed offsets cannot be read", &error)
     })?;
     let read: Vec<TopicPartition> = committed.keys().cloned().collect();
-    let logs = start::all_ranges(live, &read)?;
+    let logs = offsets::all_ranges(live, &read)?;
     for (partition, log) in logs {
         if let Some(position) = committed.get_mut(&partition) {
             *position = log.high.min(*position);
@@ -97,7 +97,7 @@ pub(super) fn spans<C: ConsumerContext>(
     range: &RangeSpec,
     partitions: &[TopicPartition],
 ) -> Result<HashMap<TopicPartition, Span>, SourceError> {
-    let logs = start::all_ranges(consumer, partitions)?;
+    let logs = offsets::all_ranges(consumer, partitions)?;
     let logs = logs.into_iter().map(|(partition, log)| {
         let log = Span {
             begin: log.low,
@@ -194,7 +194,7 @@ fn at_time<C: ConsumerContext>(
         return Ok(HashMap::new());
     };
     let failed = |error| client::source_error("the offsets of a time cannot be asked for", &error);
-    let mut question = start::list(partitions);
+    let mut question = offsets::list(partitions);
     question
         .set_all_offsets(Offset::Offset(time_ms.max(0)))
         .map_err(failed)?;
@@ -235,7 +235,7 @@ pub(in crate::kafka) fn is_gap(
         .create_with_context(Reporting::default())
         .map_err(failed)?;
     // What has expired is not a gap, unless it was said that it may be missing.
-    let log = start::ranges(&consumer, std::slice::from_ref(partition)).remove(partition);
+    let log = offsets::ranges(&consumer, std::slice::from_ref(partition)).remove(partition);
     if log.is_none_or(|log| log.high < end || (log.low > next && !accept_expired)) {
         return Ok(false);
     }
@@ -254,7 +254,11 @@ pub(in crate::kafka) fn is_gap(
             Some(Err(KafkaError::PartitionEOF(_))) => {
                 return Ok(reaches(&consumer, partition, end));
             }
-            Some(Err(error)) => tracing::debug!(%error, "looking for the end of a range"),
+            // A damaged batch, which the client passes over, is no gap.
+            Some(Err(error)) => {
+                tracing::debug!(%error, "looking for the end of a range");
+                return Ok(false);
+            }
             None => {}
         }
     }
@@ -262,7 +266,7 @@ pub(in crate::kafka) fn is_gap(
 }
 
 fn reaches(consumer: &BaseConsumer<Reporting>, partition: &TopicPartition, end: i64) -> bool {
-    start::ranges(consumer, std::slice::from_ref(partition))
+    offsets::ranges(consumer, std::slice::from_ref(partition))
         .get(partition)
         .is_some_and(|log| log.high >= end)
 }

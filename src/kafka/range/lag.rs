@@ -1,8 +1,8 @@
 //! How far the live group is behind, asked from outside.
 
 use super::super::inspect::Inspector;
+use super::super::offsets;
 use super::super::settings::KafkaSettings;
-use super::super::start;
 use crate::document::TopicPartition;
 use crate::source::SourceError;
 
@@ -40,10 +40,10 @@ impl LagWatch {
             );
         }
         let consumer = &self.inspector.consumer;
-        let committed = start::committed(consumer, &partitions).map_err(|error| {
+        let committed = offsets::committed(consumer, &partitions).map_err(|error| {
             super::super::client::source_error("the live group cannot be asked", &error)
         })?;
-        let logs = start::all_ranges(consumer, &partitions)?;
+        let logs = offsets::all_ranges(consumer, &partitions)?;
         Ok(logs
             .iter()
             .filter_map(|(partition, log)| {
