@@ -82,12 +82,15 @@ impl Acceptance {
         self.0.lock().probe = None;
     }
 
-    /// Counts records of a batch as held until the guard is dropped.
+    /// Counts records of a batch as held until the guard is dropped; none where it only takes no place of
+    /// those in flight.
     pub(super) fn hold(&self, batch: u64, records: usize) -> Held<'_> {
         let mut state = self.0.lock();
         state.held += records;
         *state.held_batches.entry(batch).or_default() += 1;
-        state.held_since.get_or_insert_with(Instant::now);
+        if records > 0 {
+            state.held_since.get_or_insert_with(Instant::now);
+        }
         Held {
             acceptance: self,
             batch,
@@ -123,6 +126,13 @@ pub(super) struct Held<'a> {
     acceptance: &'a Acceptance,
     batch: u64,
     records: usize,
+}
+
+impl Held<'_> {
+    /// Records that it counts.
+    pub(super) fn records(&self) -> usize {
+        self.records
+    }
 }
 
 impl Drop for Held<'_> {

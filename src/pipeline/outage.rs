@@ -2,7 +2,7 @@
 //! if the worker is ready. Knows neither: it is told.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -12,6 +12,9 @@ use crate::telemetry::{Health, Part};
 /// What is there again within this time was busy, not away.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
+/// How often an outage is logged while it lasts.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
 /// The note of one run.
 #[derive(Debug)]
 pub(super) struct Outage {
@@ -20,6 +23,8 @@ pub(super) struct Outage {
     is_seen: bool,
     /// Whether the store is away: looked at after each write.
     lasts: AtomicBool,
+    /// When a failed write was last logged: many may be in flight.
+    logged: Mutex<Option<Instant>>,
     /// Dead letters that have waited for longer than [`GRACE`]. Health is set while this is locked.
     waiting: Mutex<usize>,
 }
@@ -30,6 +35,7 @@ impl Outage {
             is_seen: health.is_some(),
             health: health.unwrap_or_default(),
             lasts: AtomicBool::new(false),
+            logged: Mutex::default(),
             waiting: Mutex::new(0),
         }
     }
@@ -42,6 +48,16 @@ impl Outage {
             let reason = format!("documents wait for the store: {failure}");
             self.health.set_trouble(Part::Store, reason);
         }
+    }
+
+    /// Whether a failed write is to be logged, as one is every [`LOG_EVERY`].
+    pub(super) fn is_to_be_logged(&self) -> bool {
+        let mut logged = self.logged.lock();
+        let is_due = logged.is_none_or(|at| at.elapsed() >= LOG_EVERY);
+        if is_due {
+            *logged = Some(Instant::now());
+        }
+        is_due
     }
 
     /// Whether anybody asks if the worker is ready.

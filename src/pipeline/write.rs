@@ -43,9 +43,6 @@ const TICK: Duration = Duration::from_millis(20);
 /// How often it is looked whether a write in flight is held, so that another one may go out.
 const HELD_TICK: Duration = Duration::from_millis(200);
 
-/// How often an outage is logged while it lasts.
-const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
-
 /// How often a record has to be rejected while the store accepts another write.
 const REJECTIONS: u32 = 2;
 
@@ -149,6 +146,7 @@ pub(super) async fn run_writer(
             let part = Part {
                 batch: batches,
                 tries: 0,
+                is_isolated: false,
             };
             in_flight.push(write_durably(context.clone(), batch, part));
         }
@@ -195,6 +193,8 @@ struct Part {
     batch: u64,
     /// How often writes that held it have failed before.
     tries: u32,
+    /// Whether other writes succeed while this part does not.
+    is_isolated: bool,
 }
 
 /// Writes a batch, or a part of one, until it is durable, however long that takes, and acknowledges it.
@@ -211,7 +211,12 @@ fn write_durably(
                 Ok(())
             }
             Decision::Isolate { reason, tries } => {
-                isolate(context, batch, reason, Part { tries, ..part }).await
+                let part = Part {
+                    tries,
+                    is_isolated: true,
+                    ..part
+                };
+                isolate(context, batch, reason, part).await
             }
         }
     })
@@ -292,7 +297,7 @@ async fn write_until_decided(
     batch: &[Write],
     part: Part,
 ) -> Result<Decision, PipelineError> {
-    let mut trouble = Trouble::new(context, batch, part.batch);
+    let mut trouble = Trouble::new(context, batch, part);
     let mut tries = part.tries;
     let mut proofs = 0;
     loop {
@@ -310,10 +315,14 @@ async fn write_until_decided(
         };
         tries = tries.saturating_add(1);
         let rejected = matches!(failure, StoreError::Rejected(_));
+        // A single record may fail with the shard that it belongs to, while others succeed: it is never given
+        // up, but takes no place of theirs.
+        let is_alone = batch.len() == 1 && !rejected;
         let suspect = match &failure {
             StoreError::Rejected(_) => true,
-            // A single record may fail with the shard that it belongs to, while others succeed.
-            StoreError::Transient(_) => batch.len() > 1 && tries >= PATIENT_TRIES,
+            StoreError::Transient(_) => {
+                tries >= PATIENT_TRIES && !(is_alone && trouble.is_isolated())
+            }
             StoreError::Full(_) | StoreError::Unstorable(_) | StoreError::Fatal(_) => false,
         };
         let seen = context.acceptance.count();
@@ -326,9 +335,13 @@ async fn write_until_decided(
             // Nothing was ever accepted: one of its own records may be the proof for the others.
             return Ok(isolate(&failure));
         }
+        if is_alone && proved {
+            trouble.isolate();
+            proved = false;
+        }
         if !proved {
             trouble.wait(&failure, suspect && rejected).await?;
-            proved = suspect && context.acceptance.count() > seen;
+            proved = suspect && !is_alone && context.acceptance.count() > seen;
         }
         proofs = if proved { proofs + 1 } else { 0 };
         if proved && (batch.len() > 1 || proofs >= REJECTIONS) {
@@ -341,24 +354,33 @@ async fn write_until_decided(
 struct Trouble<'a> {
     context: &'a Context,
     batch: &'a [Write],
-    number: u64,
+    part: Part,
     started: Instant,
     backoff: Duration,
-    logged: Option<Instant>,
+    logged: bool,
     held: Option<Held<'a>>,
 }
 
 impl<'a> Trouble<'a> {
-    fn new(context: &'a Context, batch: &'a [Write], number: u64) -> Self {
+    fn new(context: &'a Context, batch: &'a [Write], part: Part) -> Self {
         Self {
             context,
             batch,
-            number,
+            part,
             started: Instant::now(),
             backoff: SHORTEST_BACKOFF,
-            logged: None,
+            logged: false,
             held: None,
         }
+    }
+
+    fn is_isolated(&self) -> bool {
+        self.part.is_isolated
+    }
+
+    /// Notes that other writes succeed meanwhile.
+    fn isolate(&mut self) {
+        self.part.is_isolated = true;
     }
 
     /// Says what is wrong, then waits until the next try. `unproved`: the store rejects the batch, and
@@ -368,8 +390,11 @@ impl<'a> Trouble<'a> {
         context.metrics.store_retry();
         context.outage.failed(failure, self.started.elapsed());
         context.metrics.store_paused(context.outage.lasts());
-        if unproved && self.held.is_none() {
-            self.held = Some(context.acceptance.hold(self.number, self.batch.len()));
+        // Records that fail while others succeed take no place of those either, and are no reason to stop.
+        let records = if unproved { self.batch.len() } else { 0 };
+        let counted = self.held.as_ref().map(Held::records);
+        if (unproved || self.part.is_isolated) && counted.is_none_or(|counted| counted < records) {
+            self.held = Some(context.acceptance.hold(self.part.batch, records));
         }
         if let Some(records) = held_too_long(context) {
             return Err(PipelineError::Store(StoreError::Fatal(format!(
@@ -378,11 +403,8 @@ impl<'a> Trouble<'a> {
                  `tcbert-worker doctor`"
             ))));
         }
-        if self
-            .logged
-            .is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL)
-        {
-            self.logged = Some(Instant::now());
+        if context.outage.is_to_be_logged() {
+            self.logged = true;
             let first = self.batch.first();
             tracing::warn!(
                 error = %failure,
@@ -403,7 +425,7 @@ impl<'a> Trouble<'a> {
 
     /// The store has accepted the batch.
     fn over(&self) {
-        if self.logged.is_some() {
+        if self.logged {
             tracing::info!(
                 seconds = self.started.elapsed().as_secs_f32(),
                 "the store accepts writes again"

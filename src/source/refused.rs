@@ -34,8 +34,8 @@ pub struct DeadLetterError(pub String);
 pub struct MemoryDeadLetters(parking_lot::Mutex<Vec<DeadLetter>>);
 
 impl MemoryDeadLetters {
-    /// The letters so far.
-    pub fn letters(&self) -> Vec<DeadLetter> {
+    /// The dead letters so far.
+    pub fn all(&self) -> Vec<DeadLetter> {
         self.0.lock().clone()
     }
 }

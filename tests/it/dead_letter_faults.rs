@@ -117,9 +117,9 @@ async fn a_value_beyond_every_bound_becomes_a_dead_letter_without_being_kept() {
     let Some(kafka) = apache_kafka::shared("a_value_beyond_every_bound") else {
         return;
     };
-    let (topic, letters) = (unique("large"), unique("large-letters"));
+    let (topic, dead_topic) = (unique("large"), unique("large-dead"));
     kafka.create_topic(&topic, 1, &[]);
-    kafka.create_topic(&letters, 1, &[]);
+    kafka.create_topic(&dead_topic, 1, &[]);
     let value = vec![b'7'; LARGEST_VALUE + 1];
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka.bootstrap_servers())
@@ -137,7 +137,7 @@ async fn a_value_beyond_every_bound_becomes_a_dead_letter_without_being_kept() {
         brokers: kafka.bootstrap_servers().to_owned(),
         topic: topic.clone(),
         group_id: topic.clone(),
-        dead_letter_topic: letters.clone(),
+        dead_letter_topic: dead_topic.clone(),
         ..KafkaSettings::default()
     };
     let record = tokio::task::spawn_blocking({
@@ -163,14 +163,14 @@ async fn a_value_beyond_every_bound_becomes_a_dead_letter_without_being_kept() {
         ..DeadLetterSettings::default()
     };
     let sink = DeadLetterProducer::start(&settings, &keeping).unwrap();
-    let letter = DeadLetter {
+    let rejected = DeadLetter {
         record,
         stage: "decode".to_owned(),
         class: error.class().to_owned(),
         message: error.to_string(),
     };
-    sink.send(letter).await.unwrap();
-    let found = standing_in(&settings, &letters).pop().unwrap();
+    sink.send(rejected).await.unwrap();
+    let found = standing_in(&settings, &dead_topic).pop().unwrap();
     let cut = found.cut.clone().unwrap();
     let sha256 = hex::encode(Sha256::digest(&value));
     assert_eq!(cut.value_bytes, value.len() as u64);
@@ -758,11 +758,11 @@ fn the_shipped_deployments_mount_a_volume_for_the_spool() {
     }
 }
 
-/// A letter between the topic's segment.bytes and max.message.bytes is refused as a list that is too
+/// A dead letter between the topic's segment.bytes and max.message.bytes is rejected as a list that is too
 /// large: it has to be cut like one that is too large.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_letter_larger_than_a_segment_is_cut() {
-    let Some(kafka) = apache_kafka::shared("a_letter_larger_than_a_segment") else {
+async fn a_dead_letter_larger_than_a_segment_is_cut() {
+    let Some(kafka) = apache_kafka::shared("a_dead_letter_larger_than_a_segment") else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -795,7 +795,7 @@ async fn a_letter_larger_than_a_segment_is_cut() {
     })
     .take(2 << 20)
     .collect();
-    let letter = DeadLetter {
+    let rejected = DeadLetter {
         record: SourceRecord {
             position: RecordPosition {
                 partition: TopicPartition::new("news", 0),
@@ -812,10 +812,10 @@ async fn a_letter_larger_than_a_segment_is_cut() {
         class: "invalid_json".to_owned(),
         message: "not JSON".to_owned(),
     };
-    let sent = tokio::time::timeout(PATIENCE, producer.send(letter)).await;
+    let sent = tokio::time::timeout(PATIENCE, producer.send(rejected)).await;
     assert!(
         matches!(sent, Ok(Ok(()))),
-        "the letter blocks its partition: {sent:?}"
+        "the dead letter blocks its partition: {sent:?}"
     );
 }
 
@@ -826,14 +826,14 @@ async fn a_replay_leaves_compacted_topics_alone_unless_told_otherwise() {
     let Some(kafka) = apache_kafka::shared("a_replay_leaves_compacted_topics_alone") else {
         return;
     };
-    let (topic, letters) = (unique("compacted"), unique("compacted-letters"));
+    let (topic, dead_topic) = (unique("compacted"), unique("compacted-dead"));
     kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact,delete")]);
-    kafka.create_topic(&letters, 1, &[]);
+    kafka.create_topic(&dead_topic, 1, &[]);
     let folder = tempfile::tempdir().unwrap();
     let settings = KafkaSettings {
         brokers: kafka.bootstrap_servers().to_owned(),
         topic: topic.clone(),
-        dead_letter_topic: letters.clone(),
+        dead_letter_topic: dead_topic.clone(),
         ..KafkaSettings::default()
     };
     let spool = DeadLetterSettings {

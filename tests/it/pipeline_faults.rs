@@ -45,7 +45,7 @@ struct MoodyStore {
     mood: Mutex<Vec<Mood>>,
     poison: HashSet<String>,
     /// A write that holds it fails in a way that looks as if it passed by itself.
-    stumbles_over: Option<String>,
+    stumbles_over: HashSet<String>,
     written: Mutex<BTreeMap<String, usize>>,
     rest: CountingStore,
 }
@@ -59,7 +59,7 @@ impl MoodyStore {
         Self {
             mood: Mutex::new(moods.iter().rev().copied().collect()),
             poison: poison.iter().map(|id| (*id).to_owned()).collect(),
-            stumbles_over: None,
+            stumbles_over: HashSet::new(),
             written: Mutex::default(),
             rest: CountingStore::default(),
         }
@@ -79,8 +79,7 @@ impl MoodyStore {
         {
             return Err(StoreError::Rejected("poison".to_owned()));
         }
-        let stumbles =
-            |write: &PointWrite| Some(write.id().as_str()) == self.stumbles_over.as_deref();
+        let stumbles = |write: &PointWrite| self.stumbles_over.contains(write.id().as_str());
         if batch.iter().any(stumbles) {
             return Err(StoreError::Transient("internal error".to_owned()));
         }
@@ -169,7 +168,7 @@ impl Model for FragileModel {
 /// A pipeline under test.
 struct Ground {
     script: Script,
-    letters: Arc<MemoryDeadLetters>,
+    dead_letters: Arc<MemoryDeadLetters>,
     counters: Arc<Counters>,
     shutdown: CancellationToken,
     running: tokio::task::JoinHandle<Result<Ending, PipelineError>>,
@@ -208,7 +207,7 @@ impl Ground {
             most: most_tokens,
         };
         let decode = DecodeSettings::default();
-        let letters = Arc::new(MemoryDeadLetters::default());
+        let dead_letters = Arc::new(MemoryDeadLetters::default());
         let stages = Stages {
             source,
             decoder: Decoder::new(&decode).unwrap(),
@@ -221,7 +220,7 @@ impl Ground {
                 keep_text: false,
             },
             store,
-            dead_letters: letters.clone(),
+            dead_letters: dead_letters.clone(),
             metrics: Metrics::new().unwrap(),
         };
         let mut wiring = Wiring {
@@ -242,7 +241,7 @@ impl Ground {
         ));
         Self {
             script,
-            letters,
+            dead_letters,
             counters,
             shutdown,
             running,
@@ -327,7 +326,7 @@ async fn a_store_that_is_away_or_full_is_waited_for() {
     ground.wait_for_commit(0, 100);
     ground.wait_for_commit(1, 100);
     assert!(
-        ground.letters.letters().is_empty(),
+        ground.dead_letters.all().is_empty(),
         "an outage dead-letters nothing"
     );
     assert_eq!(store.ids().len(), 200);
@@ -366,8 +365,8 @@ async fn only_the_poison_goes_to_the_dead_letters() {
     ground.script.records(records(0, 0..100));
     ground.wait_for_commit(0, 100);
     let mut keys: Vec<Vec<u8>> = ground
-        .letters
-        .letters()
+        .dead_letters
+        .all()
         .into_iter()
         .filter_map(|letter| letter.record.key)
         .collect();
@@ -375,8 +374,8 @@ async fn only_the_poison_goes_to_the_dead_letters() {
     assert_eq!(keys, vec![b"0-17".to_vec(), b"0-63".to_vec()]);
     assert!(
         ground
-            .letters
-            .letters()
+            .dead_letters
+            .all()
             .iter()
             .all(|letter| letter.stage == "store")
     );
@@ -391,13 +390,13 @@ async fn a_store_that_rejects_everything_stops_the_worker_and_dead_letters_nothi
     let ground = Ground::start(MoodyStore::new(&[], &poison), 512);
     ground.script.assign(TOPIC, &[0], 1);
     ground.script.records(records(0, 0..400));
-    let (letters, script) = (ground.letters.clone(), ground.script.clone());
+    let (dead_letters, script) = (ground.dead_letters.clone(), ground.script.clone());
     let error = ground.fails().await;
     assert!(
         matches!(&error, PipelineError::Store(StoreError::Fatal(reason)) if reason.contains("poison")),
         "{error}"
     );
-    assert_eq!(letters.letters().len(), 0);
+    assert_eq!(dead_letters.all().len(), 0);
     assert!(script.committed().is_empty(), "{:?}", script.committed());
 }
 
@@ -417,7 +416,7 @@ async fn sound_records_wait_for_a_store_that_rejects_for_a_while() {
         }
         ground.script.records(records(0, 5..60));
         ground.wait_for_commit(0, 60);
-        assert_eq!(ground.letters.letters().len(), 0, "{works_first}");
+        assert_eq!(ground.dead_letters.all().len(), 0, "{works_first}");
         assert_eq!(store.ids().len(), 60);
         ground.stop().await.unwrap();
     }
@@ -431,7 +430,7 @@ async fn a_bad_record_that_comes_first_waits_for_the_proof() {
     ground.script.records(records(0, 0..1));
     tokio::time::sleep(Duration::from_millis(800)).await;
     assert_eq!(
-        ground.letters.letters().len(),
+        ground.dead_letters.all().len(),
         0,
         "nothing proves its fault"
     );
@@ -439,7 +438,7 @@ async fn a_bad_record_that_comes_first_waits_for_the_proof() {
     ground.script.records(records(1, 0..1));
     ground.wait_for_commit(1, 1);
     ground.wait_for_commit(0, 1);
-    assert_eq!(ground.letters.letters().len(), 1);
+    assert_eq!(ground.dead_letters.all().len(), 1);
     ground.stop().await.unwrap();
 }
 
@@ -451,7 +450,7 @@ async fn bad_records_in_all_places_let_the_proof_pass() {
     ground.script.assign(TOPIC, &[0], 1);
     ground.script.records(records(0, 0..6));
     ground.wait_for_commit(0, 6);
-    assert_eq!(ground.letters.letters().len(), 5);
+    assert_eq!(ground.dead_letters.all().len(), 5);
     assert_eq!(store.ids().len(), 1);
     ground.stop().await.unwrap();
 }
@@ -460,7 +459,7 @@ async fn bad_records_in_all_places_let_the_proof_pass() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_the_store_stumbles_over_holds_up_no_other() {
     let mut store = MoodyStore::of(&[], &[]);
-    store.stumbles_over = Some("0-20".to_owned());
+    store.stumbles_over.insert("0-20".to_owned());
     let store = Arc::new(store);
     let ground = Ground::start(store.clone(), 512);
     ground.script.assign(TOPIC, &[0, 1], 1);
@@ -473,10 +472,37 @@ async fn a_record_that_the_store_stumbles_over_holds_up_no_other() {
         assert!(Instant::now() < deadline, "{} written", store.ids().len());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(ground.letters.letters().len(), 0);
+    assert_eq!(ground.dead_letters.all().len(), 0);
     let committed = ground.script.committed();
     assert_eq!(committed.get(&TopicPartition::new(TOPIC, 0)), Some(&20));
     ground.shutdown.cancel();
+}
+
+/// As a server does one of whose shards is away: more of them than writes may be in flight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_a_shard_that_is_away_let_the_others_pass() {
+    for batch_points in [1, 32] {
+        let mut store = MoodyStore::of(&[], &[]);
+        let away = (1..60).step_by(6).map(|offset| format!("0-{offset}"));
+        store.stumbles_over.extend(away);
+        let store = Arc::new(store);
+        let ground = Ground::start_wired(store.clone(), 512, |wiring| {
+            wiring.batch_points = batch_points;
+        });
+        ground.script.assign(TOPIC, &[0, 1], 1);
+        ground.script.records(records(0, 0..60));
+        ground.script.records(records(1, 0..60));
+        ground.wait_for_commit(1, 60);
+        let deadline = Instant::now() + PATIENCE;
+        while store.ids().len() < 110 {
+            assert!(Instant::now() < deadline, "{} written", store.ids().len());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(ground.dead_letters.all().len(), 0);
+        let committed = ground.script.committed();
+        assert_eq!(committed.get(&TopicPartition::new(TOPIC, 0)), Some(&1));
+        ground.shutdown.cancel();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -503,10 +529,13 @@ async fn a_document_that_the_model_fails_on_is_isolated() {
     batch.push(record(0, 40, "0-40", &"很长的标题".repeat(40)));
     ground.script.records(batch);
     ground.wait_for_commit(0, 41);
-    let letters = ground.letters.letters();
-    assert_eq!(letters.len(), 1);
+    let dead_letters = ground.dead_letters.all();
+    assert_eq!(dead_letters.len(), 1);
     assert_eq!(
-        (letters[0].stage.as_str(), letters[0].record.position.offset),
+        (
+            dead_letters[0].stage.as_str(),
+            dead_letters[0].record.position.offset
+        ),
         ("model", 40)
     );
     assert_eq!(store.ids().len(), 40);
@@ -518,10 +547,10 @@ async fn a_model_that_fails_on_everything_stops_the_worker() {
     let ground = Ground::start(MoodyStore::new(&[], &[]), 0);
     ground.script.assign(TOPIC, &[0], 1);
     ground.script.records(records(0, 0..40));
-    let (letters, script) = (ground.letters.clone(), ground.script.clone());
+    let (dead_letters, script) = (ground.dead_letters.clone(), ground.script.clone());
     let error = ground.fails().await;
     assert!(matches!(error, PipelineError::Model(_)), "{error}");
-    assert!(letters.letters().is_empty() && script.committed().is_empty());
+    assert!(dead_letters.all().is_empty() && script.committed().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -599,7 +628,10 @@ async fn a_bounded_source_ends_when_all_is_durable() {
             .get(&TopicPartition::new(TOPIC, 0)),
         Some(&70)
     );
-    assert_eq!((store.ids().len(), ground.letters.letters().len()), (69, 1));
+    assert_eq!(
+        (store.ids().len(), ground.dead_letters.all().len()),
+        (69, 1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -191,7 +191,7 @@ async fn mutated_records_are_each_accounted_for() {
 
     assert_eq!(ending, Ending::Complete);
     assert_eq!(counters.snapshot().accounted_for(), count as u64);
-    assert_eq!(dead_letters.letters().len(), refused);
+    assert_eq!(dead_letters.all().len(), refused);
     assert_eq!(
         script.committed(),
         last.into_iter().collect(),
