@@ -31,6 +31,8 @@ pub struct Ground {
     pub broker: EmbeddedBroker,
     pub server: TestServer,
     pub folder: tempfile::TempDir,
+    /// Settings of its commands beside the usual ones.
+    more: Vec<(&'static str, String)>,
 }
 
 impl Ground {
@@ -39,7 +41,20 @@ impl Ground {
             broker: broker(partitions),
             server: TestServer::start(Options::default()),
             folder: tempfile::tempdir().unwrap(),
+            more: Vec::new(),
         }
+    }
+
+    /// From now on its commands have this setting.
+    pub fn set(&mut self, key: &'static str, value: &str) {
+        self.more.retain(|(known, _)| *known != key);
+        self.more.push((key, value.to_owned()));
+    }
+
+    /// A setting that [`set`](Self::set) has changed.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        let mut known = self.more.iter();
+        known.find_map(|(name, value)| (*name == key).then_some(value.as_str()))
     }
 
     pub fn produce(&self, records: &[SampleRecord]) {
@@ -82,7 +97,7 @@ impl Ground {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        for (key, value) in self.variables() {
+        for (key, value) in self.variables().iter().chain(&self.more) {
             command.env(format!("TCBERT__{key}"), value);
         }
         command

@@ -2,7 +2,7 @@
 //! what it has not done.
 
 use std::fs::File;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,42 +16,23 @@ use tcbert_worker::store::{PointFilter, Store};
 
 use crate::apache_kafka::{self, unique};
 use crate::backfill::Ground;
-use crate::processes::{self, finish, signal};
+use crate::processes::{finish, signal};
 use crate::support::{PATIENCE, TOPIC, document, documents};
 
-/// A ground whose commands have settings of their own.
+/// A ground with a live worker.
 struct Site {
     ground: Ground,
-    more: Vec<(&'static str, String)>,
 }
 
 impl Site {
     fn new(partitions: i32) -> Self {
         Self {
             ground: Ground::new(partitions),
-            more: Vec::new(),
         }
     }
 
     fn set(&mut self, key: &'static str, value: &str) {
-        self.more.retain(|(known, _)| *known != key);
-        self.more.push((key, value.to_owned()));
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.ground.command(arguments);
-        for (key, value) in &self.more {
-            command.env(format!("TCBERT__{key}"), value);
-        }
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        processes::run(&mut self.command(arguments))
-    }
-
-    fn spawn(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).spawn().unwrap()
+        self.ground.set(key, value);
     }
 
     fn committed(&self, topic: &str) -> i64 {
@@ -59,11 +40,12 @@ impl Site {
             topic: topic.to_owned(),
             ..self.ground.settings().kafka
         };
-        for (key, value) in &self.more {
-            match *key {
-                "KAFKA__BROKERS" => kafka.brokers.clone_from(value),
-                "KAFKA__GROUP_ID" => kafka.group_id.clone_from(value),
-                _ => {}
+        for (key, setting) in [
+            ("KAFKA__BROKERS", &mut kafka.brokers),
+            ("KAFKA__GROUP_ID", &mut kafka.group_id),
+        ] {
+            if let Some(value) = self.ground.setting(key) {
+                value.clone_into(setting);
             }
         }
         // The coordinator of a cluster that has just started may not be there yet.
@@ -73,7 +55,7 @@ impl Site {
     /// Lets the live worker run until its group has committed so much of `topic`; false where it is
     /// rejected.
     async fn work_until(&self, topic: &str, committed: i64, arguments: &[&str]) -> bool {
-        let mut child = self.spawn(&[&["run"], arguments].concat());
+        let mut child = self.ground.spawn(&[&["run"], arguments].concat());
         let deadline = Instant::now() + Duration::from_secs(90);
         while self.committed(topic) < committed {
             if child.try_wait().unwrap().is_some() {
@@ -173,7 +155,7 @@ async fn a_job_that_begins_again_and_is_killed_early_reads_every_partition() {
     producer.produce(&topic, &records).unwrap();
     assert!(site.work_until(&topic, 20, &[]).await);
     let all = ["backfill", "--json", "--from", "1970-01-01"];
-    let done = ended_well(&site.run(&all));
+    let done = ended_well(&site.ground.run(&all));
     let group = done["source"]["group"].as_str().unwrap().to_owned();
     // The collection is lost, and the job begins again into a new one.
     let store = site.ground.store().await;
@@ -196,7 +178,7 @@ async fn a_job_that_begins_again_and_is_killed_early_reads_every_partition() {
         "replaces": [before["run"]],
     });
     commit_note(servers, &group, &topic, &begun);
-    let again = ended_well(&site.run(&all));
+    let again = ended_well(&site.ground.run(&all));
     let last = [document("last", "最后的标题").to_partition(0)];
     producer.produce(&topic, &last).unwrap();
     if site.work_until(&topic, 21, &[]).await {
@@ -221,7 +203,7 @@ async fn two_workers_that_are_killed_while_a_job_begins_again_leave_no_hole() {
     site.ground.produce(&records);
     assert!(site.work_until(TOPIC, 20, &[]).await);
     let all = ["backfill", "--json", "--from", "1970-01-01"];
-    ended_well(&site.run(&all));
+    ended_well(&site.ground.run(&all));
     let store = site.ground.store().await;
     store.admin().drop_collection().await.unwrap();
     drop(store);
@@ -232,7 +214,8 @@ async fn two_workers_that_are_killed_while_a_job_begins_again_leave_no_hole() {
         .unwrap();
     let log = |name: &str| site.ground.folder.path().join(name);
     let start = |name: &str| {
-        site.command(&all)
+        site.ground
+            .command(&all)
             .stdout(Stdio::null())
             .stderr(Stdio::from(File::create(log(name)).unwrap()))
             .spawn()
@@ -264,7 +247,7 @@ async fn two_workers_that_are_killed_while_a_job_begins_again_leave_no_hole() {
         worker.wait().unwrap();
     }
     site.ground.broker.delay_answers(Duration::ZERO).unwrap();
-    let again = ended_well(&site.run(&all));
+    let again = ended_well(&site.ground.run(&all));
     let last = [document("last", "最后的标题").to_partition(0)];
     site.ground.produce(&last);
     if site.work_until(TOPIC, 21, &[]).await {
@@ -292,7 +275,7 @@ async fn a_job_that_continued_without_its_beginning_has_not_filled_the_collectio
         "--max-docs-per-second",
         "4",
     ];
-    let child = site.spawn(&job);
+    let child = site.ground.spawn(&job);
     let deadline = Instant::now() + Duration::from_secs(60);
     let store = site.store("first").await;
     while store
@@ -308,8 +291,12 @@ async fn a_job_that_continued_without_its_beginning_has_not_filled_the_collectio
     signal(&child, "-KILL");
     finish(child);
     store.admin().drop_collection().await.unwrap();
-    assert_eq!(site.run(&job).status.code(), Some(1));
-    ended_well(&site.run(&[&job[..], &["--accept-empty-store"]].concat()));
+    assert_eq!(site.ground.run(&job).status.code(), Some(1));
+    ended_well(
+        &site
+            .ground
+            .run(&[&job[..], &["--accept-empty-store"]].concat()),
+    );
     site.ground.produce(&[document("last", "最后的标题")]);
     let accepted = site.work_until(TOPIC, 41, &[]).await;
     let points = site.points("first").await;

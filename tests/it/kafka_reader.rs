@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tcbert_worker::kafka::{KafkaSettings, KafkaSource, RangeJob, SampleRecord, SourceCounters};
 use tcbert_worker::source::{
     CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord,
@@ -195,6 +197,43 @@ impl Reader {
 
     pub(crate) fn partitions(&self) -> usize {
         self.source.partitions().len()
+    }
+}
+
+/// Writes documents in transactions.
+pub(crate) struct Transactions {
+    producer: BaseProducer,
+    topic: String,
+}
+
+impl Transactions {
+    pub(crate) fn begin(brokers: &str, topic: &str) -> Self {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("transactional.id", topic)
+            .create()
+            .unwrap();
+        producer.init_transactions(PATIENCE).unwrap();
+        Self {
+            producer,
+            topic: topic.to_owned(),
+        }
+    }
+
+    /// One transaction, which is committed or taken back.
+    pub(crate) fn send(&self, range: std::ops::Range<usize>, kept: bool) {
+        self.producer.begin_transaction().unwrap();
+        for number in range {
+            let (key, value) = (format!("doc-{number}"), format!("value {number}"));
+            let record = BaseRecord::to(&self.topic).key(&key).payload(&value);
+            self.producer.send(record).unwrap();
+        }
+        self.producer.flush(PATIENCE).unwrap();
+        if kept {
+            self.producer.commit_transaction(PATIENCE).unwrap();
+        } else {
+            self.producer.abort_transaction(PATIENCE).unwrap();
+        }
     }
 }
 

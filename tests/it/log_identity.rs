@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode as ClientCommit, Consumer};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tcbert_worker::kafka::{
     CountStoredBeyond, KafkaSettings, KafkaSource, Properties, RangeJob, RangeSpec, SampleProducer,
@@ -16,7 +15,7 @@ use tcbert_worker::source::{CommitMode, Source, SourceError};
 use tcbert_worker::telemetry::Metrics;
 
 use crate::apache_kafka::{self, ApacheKafka, unique};
-use crate::kafka_reader::{PATIENCE, Reader, failure_of, keys, records};
+use crate::kafka_reader::{PATIENCE, Reader, Transactions, failure_of, keys, records};
 
 /// A topic of one partition with a group to read it.
 struct Ground<'a> {
@@ -462,26 +461,7 @@ fn records_that_were_taken_back_are_no_other_log() {
     };
     let topic = apache_kafka::unique("transactions");
     kafka.create_topic(&topic, 1, &[]);
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", kafka.bootstrap_servers())
-        .set("transactional.id", &topic)
-        .create()
-        .unwrap();
-    producer.init_transactions(PATIENCE).unwrap();
-    let send = |range: std::ops::Range<usize>, kept: bool| {
-        producer.begin_transaction().unwrap();
-        for number in range {
-            let (key, value) = (format!("doc-{number}"), format!("value {number}"));
-            let record = BaseRecord::to(&topic).key(&key).payload(&value);
-            producer.send(record).unwrap();
-        }
-        producer.flush(PATIENCE).unwrap();
-        if kept {
-            producer.commit_transaction(PATIENCE).unwrap();
-        } else {
-            producer.abort_transaction(PATIENCE).unwrap();
-        }
-    };
+    let transactions = Transactions::begin(kafka.bootstrap_servers(), &topic);
     let settings = KafkaSettings {
         topic: topic.clone(),
         group_id: format!("{topic}-readers"),
@@ -492,8 +472,8 @@ fn records_that_were_taken_back_are_no_other_log() {
     };
     let mut next = 0;
     for round in 0..3 {
-        send(next..next + 5, true);
-        send(900..905, false);
+        transactions.send(next..next + 5, true);
+        transactions.send(900..905, false);
         let mut reader = Reader::start(&settings);
         reader.read_all(5);
         reader.commit(CommitMode::Wait).unwrap();

@@ -1,7 +1,6 @@
 //! A store that does not hold what a group or job has committed is rejected, whichever way it was lost,
 //! and one that does is not.
 
-use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,58 +9,33 @@ use tcbert_worker::store::groups::{self, FilledTo, Standing, Writer};
 use tcbert_worker::store::{PointFilter, Store};
 
 use crate::backfill::Ground;
-use crate::processes::{self, finish, signal};
+use crate::processes::{finish, signal};
 use crate::qdrant_server::{Options, TestServer};
 use crate::store_contract::harness::Harness;
 use crate::support::{documents, wait_until};
 
-/// A ground whose commands have settings of their own.
+/// A ground with a live worker.
 struct Place {
     ground: Ground,
-    more: Vec<(&'static str, String)>,
 }
 
 impl Place {
     fn server() -> Self {
         Self {
             ground: Ground::new(2),
-            more: Vec::new(),
         }
     }
 
     fn embedded() -> Self {
-        let mut place = Self::server();
+        let place = Self::server();
         let path = place.ground.folder.path().join("store");
-        place.more = vec![
-            ("STORE__KIND", "embedded".to_owned()),
-            ("STORE__PATH", path.display().to_string()),
-        ];
-        place
+        let place = place.with("STORE__KIND", "embedded");
+        place.with("STORE__PATH", &path.display().to_string())
     }
 
     fn with(mut self, key: &'static str, value: &str) -> Self {
-        self.more.push((key, value.to_owned()));
+        self.ground.set(key, value);
         self
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.ground.command(arguments);
-        for (key, value) in &self.more {
-            command.env(format!("TCBERT__{key}"), value);
-        }
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        processes::run(&mut self.command(arguments))
-    }
-
-    fn spawn(&self, arguments: &[&str]) -> Child {
-        self.command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
     }
 
     fn committed(&self) -> i64 {
@@ -80,7 +54,7 @@ impl Place {
 
     /// Runs the live worker until its group has committed so much; gives its log.
     async fn work_until(&self, committed: i64, arguments: &[&str]) -> String {
-        let mut child = self.spawn(&[&["run"], arguments].concat());
+        let mut child = self.ground.spawn(&[&["run"], arguments].concat());
         let deadline = Instant::now() + Duration::from_secs(120);
         while self.committed() < committed {
             if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
@@ -99,7 +73,7 @@ impl Place {
 
     /// The live worker must not start, and must say how it can.
     fn is_rejected(&self) {
-        let output = self.run(&["run"]);
+        let output = self.ground.run(&["run"]);
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
         for part in [
@@ -110,7 +84,7 @@ impl Place {
         ] {
             assert!(log.contains(part), "{part:?} is missing in {log}");
         }
-        let output = self.run(&["doctor", "--json"]);
+        let output = self.ground.run(&["doctor", "--json"]);
         assert_eq!(output.status.code(), Some(1));
         let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
         let store = checks["checks"].as_array().unwrap().iter();
@@ -157,9 +131,9 @@ async fn a_dropped_collection_is_rejected_until_a_backfill_has_filled_it() {
     assert_eq!(store.collection().await.unwrap(), None);
     // A part of the topic is not all that was committed.
     let part = ["backfill", "--offsets", "0:..", "--job", "part"];
-    assert!(place.run(&part).status.success());
+    assert!(place.ground.run(&part).status.success());
     place.is_rejected();
-    let output = place.run(&["backfill", "--from", "1970-01-01"]);
+    let output = place.ground.run(&["backfill", "--from", "1970-01-01"]);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     place.work(10, &[]).await;
@@ -173,7 +147,7 @@ async fn a_filled_collection_is_rejected_where_the_group_went_on_elsewhere() {
     let second = |place: Place| place.with("STORE__COLLECTION", "second");
     let place = second(place);
     let all = ["backfill", "--from", "1970-01-01"];
-    assert!(place.run(&all).status.success());
+    assert!(place.ground.run(&all).status.success());
     // Beside it the group continues with the first collection.
     let place = place.with("STORE__COLLECTION", "documents");
     place.work(10, &[]).await;
@@ -181,7 +155,7 @@ async fn a_filled_collection_is_rejected_where_the_group_went_on_elsewhere() {
     place.is_rejected();
     // What is missing begins within what was filled.
     let rest = ["backfill", "--offsets", "0:1..,1:1..", "--job", "rest"];
-    assert!(place.run(&rest).status.success());
+    assert!(place.ground.run(&rest).status.success());
     place.work(1, &[]).await;
 }
 
@@ -249,7 +223,9 @@ async fn a_collection_of_an_earlier_version_is_accepted_once() {
 /// Starts a slow job, ends it after some points, and loses the collection.
 async fn interrupt(place: &Place, arguments: &[&str]) {
     let slow = ["--max-docs-per-second", "60"];
-    let mut running = place.spawn(&[&["backfill"], arguments, &slow].concat());
+    let mut running = place
+        .ground
+        .spawn(&[&["backfill"], arguments, &slow].concat());
     let store = place.ground.store().await;
     let deadline = Instant::now() + Duration::from_secs(120);
     while store.count(PointFilter::default()).await.unwrap() < 60 {
@@ -263,7 +239,7 @@ async fn interrupt(place: &Place, arguments: &[&str]) {
 }
 
 fn job_is_rejected(place: &Place, arguments: &[&str]) {
-    let output = place.run(&[&["backfill"], arguments].concat());
+    let output = place.ground.run(&[&["backfill"], arguments].concat());
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
     for part in [
@@ -284,7 +260,7 @@ async fn a_backfill_of_topics_does_not_continue_on_a_collection_that_lacks_its_b
     interrupt(&place, &all).await;
     job_is_rejected(&place, &all);
     let accepting = [&["backfill", "--accept-empty-store"], &all[..]].concat();
-    let output = place.run(&accepting);
+    let output = place.ground.run(&accepting);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -293,6 +269,7 @@ async fn a_backfill_of_topics_does_not_continue_on_a_collection_that_lacks_its_b
     let once = [&all[..], &["--once"]].concat();
     assert!(
         place
+            .ground
             .run(&[&["backfill"], &once[..]].concat())
             .status
             .success()
@@ -302,6 +279,7 @@ async fn a_backfill_of_topics_does_not_continue_on_a_collection_that_lacks_its_b
     // Started anew it begins at its beginning.
     assert!(
         place
+            .ground
             .run(&[&["backfill"], &all[..]].concat())
             .status
             .success()
@@ -319,11 +297,11 @@ async fn a_backfill_of_files_does_not_continue_on_a_collection_that_lacks_its_be
     interrupt(&place, &all).await;
     job_is_rejected(&place, &all);
     let accepting = [&["backfill", "--accept-empty-store"], &all[..]].concat();
-    assert!(place.run(&accepting).status.success());
+    assert!(place.ground.run(&accepting).status.success());
     // Under another name all of it is done.
     drop_collection(&*place.ground.store().await).await;
     let other = [&["backfill", "--job", "other"], &all[..]].concat();
-    assert!(place.run(&other).status.success());
+    assert!(place.ground.run(&other).status.success());
     assert_eq!(place.ground.points().await, 300);
 }
 
@@ -331,11 +309,11 @@ async fn a_backfill_of_files_does_not_continue_on_a_collection_that_lacks_its_be
 async fn a_worker_stops_where_its_collection_is_replaced_under_it() {
     let place = Place::server();
     place.ground.produce(&documents("doc", 20));
-    let running = place.spawn(&["run"]);
+    let running = place.ground.spawn(&["run"]);
     wait_until("the commits", || place.committed() == 20).await;
     let store = place.ground.store().await;
     drop_collection(&*store).await;
-    assert!(place.run(&["migrate", "apply"]).status.success());
+    assert!(place.ground.run(&["migrate", "apply"]).status.success());
     let output = finish(running);
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
@@ -347,7 +325,7 @@ async fn a_worker_stops_where_its_collection_is_replaced_under_it() {
 async fn a_worker_stops_where_its_folder_is_removed_under_it() {
     let place = Place::embedded();
     place.ground.produce(&documents("doc", 20));
-    let running = place.spawn(&["run"]);
+    let running = place.ground.spawn(&["run"]);
     wait_until("the commits", || place.committed() == 20).await;
     std::fs::remove_dir_all(place.ground.folder.path().join("store")).unwrap();
     let output = finish(running);
@@ -360,7 +338,7 @@ async fn a_worker_stops_where_its_folder_is_removed_under_it() {
 async fn two_workers_of_a_new_group_start_at_the_same_moment() {
     let place = Place::server();
     place.ground.produce(&documents("doc", 40));
-    let workers = [place.spawn(&["run"]), place.spawn(&["run"])];
+    let workers = [place.ground.spawn(&["run"]), place.ground.spawn(&["run"])];
     wait_until("the commits", || place.committed() == 40).await;
     for worker in workers {
         signal(&worker, "-TERM");
@@ -380,12 +358,12 @@ async fn an_older_server_is_warned_about_and_1_19_is_not() {
             version: version.into(),
             ..Options::default()
         });
-        let output = place.run(&["doctor", "--json"]);
+        let output = place.ground.run(&["doctor", "--json"]);
         let checks = String::from_utf8_lossy(&output.stdout).into_owned();
         let said = "evaluates the conditions";
         assert_eq!(checks.contains(said), warned, "{checks}");
         assert!(output.status.success(), "a warning is no failure: {checks}");
-        let output = place.run(&["backfill", "--offsets", "0:..,1:.."]);
+        let output = place.ground.run(&["backfill", "--offsets", "0:..,1:.."]);
         let log = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{log}");
         assert_eq!(log.contains(said), warned, "{log}");

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tcbert_worker::kafka::{
     EmbeddedBroker, KafkaSettings, KafkaSource, SampleProducer, SourceStatus,
 };
@@ -11,7 +9,7 @@ use tcbert_worker::source::CommitMode;
 use tcbert_worker::telemetry::Metrics;
 
 use crate::apache_kafka;
-use crate::kafka_reader::{PATIENCE, Reader, keys, records};
+use crate::kafka_reader::{Reader, Transactions, keys, records};
 
 const TOPIC: &str = "news";
 
@@ -127,30 +125,10 @@ fn an_idle_topic_with_transactions_has_no_lag_and_no_gap_when_its_markers_expire
     };
     let topic = apache_kafka::unique("transactions");
     kafka.create_topic(&topic, 1, &[]);
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", kafka.bootstrap_servers())
-        .set("transactional.id", &topic)
-        .create()
-        .unwrap();
-    producer.init_transactions(PATIENCE).unwrap();
-    let send = |range: std::ops::Range<usize>, kept: bool| {
-        producer.begin_transaction().unwrap();
-        for number in range {
-            let (key, value) = (format!("doc-{number}"), format!("value {number}"));
-            producer
-                .send(BaseRecord::to(&topic).key(&key).payload(&value))
-                .unwrap();
-        }
-        producer.flush(PATIENCE).unwrap();
-        if kept {
-            producer.commit_transaction(PATIENCE).unwrap();
-        } else {
-            producer.abort_transaction(PATIENCE).unwrap();
-        }
-    };
+    let transactions = Transactions::begin(kafka.bootstrap_servers(), &topic);
     let settings = settings(kafka.bootstrap_servers(), &topic);
-    send(0..5, true);
-    send(900..903, false);
+    transactions.send(0..5, true);
+    transactions.send(900..903, false);
     // Five records, their marker, three that were taken back, and their marker.
     let end = 10;
     let metrics = Metrics::new().unwrap();
@@ -169,7 +147,7 @@ fn an_idle_topic_with_transactions_has_no_lag_and_no_gap_when_its_markers_expire
     drop(reader);
     // All of it expires while the topic is idle.
     kafka.expire_before(&topic, 0, end);
-    send(5..8, true);
+    transactions.send(5..8, true);
     let mut reader = Reader::start(&settings);
     reader.read_all(3);
     assert_eq!(reader.unique_keys(), keys(5..8));
