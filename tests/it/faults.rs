@@ -7,7 +7,7 @@ use std::time::Duration;
 use tcbert_worker::kafka::SampleProducer;
 use tcbert_worker::source::CommitMode;
 
-use crate::field::{Field, ONE_AT_A_TIME, behind, is_soak, own, pause, run, shared, sized};
+use crate::field::{Field, ONE_AT_A_TIME, behind, is_soak, own, pause, run, shared, sized, until};
 use crate::kafka_reader::Reader;
 use crate::processes::PROCESS_PATIENCE;
 use crate::proxy::Proxy;
@@ -174,6 +174,42 @@ async fn a_store_that_fails_in_every_way_loses_nothing() {
             pause(sized(5.0, 10.0)).await;
             server.faults().always(None);
         }
+    })
+    .await;
+    assert!(server.faults().served() > 10, "faults happened");
+}
+
+/// A store without memory rejects sound records as it rejects bad ones. Whatever runs the worker starts
+/// it again when it ends, and five times more, as a deployment does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_memory_and_a_worker_that_is_restarted_lose_nothing() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let test = "a_store_without_memory_and_a_worker_that_is_restarted";
+    let Some(cluster) = shared(test).await else {
+        return;
+    };
+    let server = TestServer::start(Options::default());
+    let mut field = Field::new("memory", cluster, &server, (None, None), &[]).await;
+    field.start_worker();
+    let (records, seconds) = sized((1_500, 25), (20_000, 600));
+    run(&mut field, (records, seconds), async |field| {
+        until("commits", async || field.committed().await != [0; 12]).await;
+        server.faults().always(Some(Fault::MemoryFull));
+        for _ in 0..5 {
+            for _ in 0..seconds / 5 {
+                pause(1.0).await;
+                field.restart_ended();
+            }
+            field.kill(0);
+            field.start_worker();
+        }
+        let committed = field.committed().await;
+        pause(1.0).await;
+        assert_eq!(committed, field.committed().await, "nothing is committed");
+        server.faults().always(None);
+        // One that was about to end does so; from here on it continues by itself.
+        pause(2.0).await;
+        field.restart_ended();
     })
     .await;
     assert!(server.faults().served() > 10, "faults happened");

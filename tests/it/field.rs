@@ -196,6 +196,16 @@ impl Field {
         drop(self.workers.remove(index));
     }
 
+    /// Starts a worker for each that has ended, as whatever runs them does.
+    pub fn restart_ended(&mut self) {
+        let before = self.workers.len();
+        self.workers
+            .retain_mut(|worker| worker.child.try_wait().unwrap().is_none());
+        for _ in self.workers.len()..before {
+            self.start_worker();
+        }
+    }
+
     /// What the group has committed, by partition.
     pub async fn committed(&self) -> Vec<i64> {
         let settings = self.kafka.clone();
