@@ -64,7 +64,7 @@ test: setup ## every test that needs no PyTorch
 
 .PHONY: soak
 soak: export TCBERT_TEST_REQUIRE_KAFKA = 1
-soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 20 minutes)
+soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (needs Java and Maven; about 35 minutes)
 	$(TEST_LEVEL) TCBERT_SOAK=1 $(CARGO) test $(CARGO_FLAGS) --test it -- faults:: kill_points:: \
 		--skip pipeline_faults --nocapture --test-threads 1
 

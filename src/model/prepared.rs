@@ -61,7 +61,7 @@ pub(super) fn graph(
         Ok(()) => return Ok(graph),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !place.exists() => {}
         Err(error) => {
-            tracing::warn!(folder = %place.display(), %error, "prepared weights are written anew");
+            tracing::warn!(folder = %place.display(), %error, "prepared weights are written again");
             fs::remove_dir_all(&place).map_err(|error| failed(error.to_string()))?;
         }
     }
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_or_incomplete_is_written_anew() {
+    fn what_is_damaged_or_incomplete_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let written = AtomicUsize::new(0);
         let path = ask(folder.path(), "a", &written);

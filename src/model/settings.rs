@@ -15,7 +15,7 @@ use crate::bounds::{Violation, check_range};
 const DEFAULT_BUNDLE: &str = "models/compact";
 /// More sessions or threads than any machine has cores.
 const MAX_THREADS: usize = 1024;
-/// Each session holds the weights anew: from this size on a few threads share one. Measured with 330M in
+/// Each session holds the weights once more: from this size on a few threads share one. Measured with 330M in
 /// int8 on two cores: one session of two threads costs a tenth more time and 340 MiB less than two of one.
 const LARGE_GRAPH_BYTES: u64 = 256 << 20;
 const LARGE_GRAPH_THREADS: usize = 4;
@@ -59,7 +59,7 @@ pub struct ModelSettings {
     pub prepared_weights: String,
     /// GPU memory that a session may take, in MiB; 0: as much as there is.
     pub gpu_memory_limit_mib: usize,
-    /// Folder for the engines that TensorRT builds; empty: built anew at every start.
+    /// Folder for the engines that TensorRT builds; empty: built at every start.
     pub tensorrt_cache: String,
 }
 
