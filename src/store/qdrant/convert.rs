@@ -154,6 +154,15 @@ fn limits(
             "upsert_max_batchsize = {most}: set store.batch_points to at most that"
         ));
     }
+    // A request above the limit never passes, however long it waits; each point counts.
+    if let Some(most) = strict
+        .write_rate_limit
+        .filter(|most| u64::from(*most) < points)
+    {
+        limits.push(format!(
+            "write_rate_limit = {most} points a minute: set store.batch_points to at most that, or raise it"
+        ));
+    }
     let conditions = 1 + points * CONDITIONS_PER_POINT as u64;
     if let Some(most) = strict
         .filter_max_conditions

@@ -275,17 +275,26 @@ async fn limits_of_strict_mode_are_named() {
         .skip_compatibility_check()
         .build()
         .unwrap();
-    let strict = StrictModeConfig {
-        enabled: Some(true),
-        upsert_max_batchsize: Some(100),
-        ..StrictModeConfig::default()
-    };
-    client
-        .update_collection(UpdateCollectionBuilder::new("documents").strict_mode_config(strict))
-        .await
-        .unwrap();
-    let reason = refusal(&it.settings, SIZE, true).await;
-    assert!(reason.contains("store.batch_points"), "{reason}");
+    let limits = [
+        StrictModeConfig {
+            upsert_max_batchsize: Some(100),
+            ..StrictModeConfig::default()
+        },
+        StrictModeConfig {
+            write_rate_limit: Some(100),
+            ..StrictModeConfig::default()
+        },
+    ];
+    for limit in limits {
+        let strict = StrictModeConfig {
+            enabled: Some(true),
+            ..limit
+        };
+        let update = UpdateCollectionBuilder::new("documents").strict_mode_config(strict);
+        client.update_collection(update).await.unwrap();
+        let reason = refusal(&it.settings, SIZE, true).await;
+        assert!(reason.contains("store.batch_points"), "{reason}");
+    }
     let modest = StoreSettings {
         batch_points: Some(100),
         ..it.settings.clone()
