@@ -8,7 +8,6 @@
 #[allow(dead_code)]
 mod qdrant_server;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,7 +38,8 @@ fn tagged(number: usize, width: usize, offset: usize) -> TaggedDocument {
             published_at: Some(jiff::Timestamp::UNIX_EPOCH),
             source: Some("电讯".into()),
             language: Some("zh".into()),
-            attributes: BTreeMap::new(),
+            left_in_record: 0,
+            attributes: serde_json::Map::new(),
         },
         version: Version {
             position: RecordPosition {

@@ -2,7 +2,6 @@
 //! Pure: knows neither Kafka nor ONNX nor Qdrant, and no clock.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,8 +82,12 @@ pub struct Document {
     pub source: Option<String>,
     /// Language tag as the record gives it.
     pub language: Option<String>,
-    /// Further fields, kept in the payload untouched.
-    pub attributes: BTreeMap<String, serde_json::Value>,
+    /// Further fields in the order of their names, kept in the payload untouched; empty where they are left in the
+    /// record.
+    pub attributes: serde_json::Map<String, serde_json::Value>,
+    /// How many values, at least, are left in the record until a point is built: those of the attributes where they are
+    /// many, for parsed they take many times the memory of their text. 0 where the document is whole.
+    pub left_in_record: usize,
 }
 
 /// One partition of one topic.

@@ -2,9 +2,8 @@
 //! Must not know where they stand in a record; `json.rs` finds them.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
-use serde_json::{Number, Value};
+use serde_json::{Map, Number, Value};
 
 use super::settings::FieldPointers;
 
@@ -115,7 +114,10 @@ fn kind_of(value: &Value) -> &'static str {
 pub(super) struct Fields<'a> {
     values: [FieldValue<'a>; Field::ALL.len()],
     /// What no pointer names, by its name at the top.
-    pub(super) unmapped: BTreeMap<String, Value>,
+    pub(super) unmapped: Map<String, Value>,
+    /// Values that the attributes and what no pointer names have together. Above the bound of the reader they do not
+    /// hold all of them.
+    pub(super) tree_values: usize,
 }
 
 impl<'a> Fields<'a> {

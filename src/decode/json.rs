@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Number, Value};
+use serde_json::{Map, Number, Value};
 
 use super::error::DecodeError;
 use super::fields::{Field, FieldValue, Fields};
@@ -88,13 +88,22 @@ impl Mapping {
         self.keep_unmapped
     }
 
-    /// Reads the fields of one JSON object; of a key that stands twice the last value wins.
-    pub(super) fn read<'a>(&self, text: &'a str) -> Result<Fields<'a>, DecodeError> {
+    /// Reads the fields of one JSON object; of a key that stands twice the last value wins. Of attributes and what is
+    /// not mapped at most so many values are kept; all are checked.
+    pub(super) fn read<'a>(
+        &self,
+        text: &'a str,
+        most_values: usize,
+    ) -> Result<Fields<'a>, DecodeError> {
         if !text.trim_start().starts_with('{') {
             return Err(not_an_object(text));
         }
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let fields = ReadFields(self)
+        let reader = ReadFields {
+            mapping: self,
+            most_values,
+        };
+        let fields = reader
             .deserialize(&mut deserializer)
             .map_err(|error| DecodeError::of_json(&error))?;
         deserializer
@@ -174,7 +183,10 @@ pub(super) fn check_depth(text: &str, limit: usize) -> Result<(), DecodeError> {
 }
 
 /// Reads a whole record.
-struct ReadFields<'m>(&'m Mapping);
+struct ReadFields<'m> {
+    mapping: &'m Mapping,
+    most_values: usize,
+}
 
 impl<'de> DeserializeSeed<'de> for ReadFields<'_> {
     type Value = Fields<'de>;
@@ -193,14 +205,18 @@ impl<'de> Visitor<'de> for ReadFields<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Fields::default();
+        let most = self.most_values;
         while let Some(name) = map.next_key_seed(ReadName)? {
-            match self.0.target(&name) {
+            match self.mapping.target(&name) {
                 Some(Target::Whole(Field::Attributes)) => {
-                    let tree: Value = map.next_value()?;
-                    fields.set(
-                        Field::Attributes,
-                        FieldValue::of_tree(&tree, Field::Attributes),
-                    );
+                    let value = match map.next_value_seed(ReadTree {
+                        values: &mut fields.tree_values,
+                        most,
+                    })? {
+                        Value::Null => FieldValue::Absent,
+                        tree => FieldValue::Tree(tree),
+                    };
+                    fields.set(Field::Attributes, value);
                 }
                 Some(Target::Whole(field)) => {
                     let value = map.next_value_seed(ReadValue)?;
@@ -210,13 +226,21 @@ impl<'de> Visitor<'de> for ReadFields<'_> {
                     let tree: Value = map.next_value()?;
                     let rest = pick(&mut fields, wanted, tree);
                     fields.unmapped.remove(name.as_ref());
-                    if let (true, Some(rest)) = (self.0.keep_unmapped, rest) {
-                        fields.unmapped.insert(name.into_owned(), rest);
+                    if let (true, Some(rest)) = (self.mapping.keep_unmapped, rest) {
+                        fields.tree_values += count(&rest);
+                        if fields.tree_values <= most {
+                            fields.unmapped.insert(name.into_owned(), rest);
+                        }
                     }
                 }
-                None if self.0.keep_unmapped => {
-                    let value = map.next_value()?;
-                    fields.unmapped.insert(name.into_owned(), value);
+                None if self.mapping.keep_unmapped => {
+                    let value = map.next_value_seed(ReadTree {
+                        values: &mut fields.tree_values,
+                        most,
+                    })?;
+                    if fields.tree_values <= most {
+                        fields.unmapped.insert(name.into_owned(), value);
+                    }
                 }
                 None => {
                     map.next_value::<IgnoredAny>()?;
@@ -237,6 +261,9 @@ fn pick(
         let found = path
             .iter()
             .try_fold(&tree, |value, step| child(value, step));
+        if *field == Field::Attributes {
+            fields.tree_values += found.map_or(0, count);
+        }
         let value = found.map_or(FieldValue::Absent, |value| {
             FieldValue::of_tree(value, *field)
         });
@@ -270,6 +297,103 @@ fn child<'v>(value: &'v Value, step: &str) -> Option<&'v Value> {
             array.get(step.parse::<usize>().ok().filter(|_| plain)?)
         }
         _ => None,
+    }
+}
+
+/// Values of a tree, itself included. Recursion ends: what is read is no deeper than `check_depth` allows.
+fn count(tree: &Value) -> usize {
+    1 + match tree {
+        Value::Array(items) => items.iter().map(count).sum(),
+        Value::Object(members) => members.values().map(count).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+/// Reads a tree as `Value` does, and counts its values. What goes beyond the bound is read the same way, so that it is
+/// just as valid, and dropped.
+struct ReadTree<'c> {
+    values: &'c mut usize,
+    most: usize,
+}
+
+impl ReadTree<'_> {
+    fn is_full(&self) -> bool {
+        *self.values > self.most
+    }
+
+    /// A reader of what stands inside.
+    fn inner(&mut self) -> ReadTree<'_> {
+        ReadTree {
+            values: self.values,
+            most: self.most,
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for ReadTree<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        *self.values += 1;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadTree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        let kept = if self.is_full() { "" } else { text };
+        Ok(kept.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self.inner())? {
+            if self.is_full() {
+                items = Vec::new();
+            } else {
+                items.push(item);
+            }
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some(name) = map.next_key_seed(ReadName)? {
+            let value = map.next_value_seed(self.inner())?;
+            if self.is_full() {
+                members = Map::new();
+            } else {
+                members.insert(name.into_owned(), value);
+            }
+        }
+        Ok(Value::Object(members))
     }
 }
 

@@ -11,11 +11,10 @@ mod settings;
 mod text;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use error::{DecodeError, Part};
 pub use settings::{DecodeSettings, FieldPointers, Format, IdFrom, InvalidDecodeSettings};
@@ -26,6 +25,12 @@ use crate::source::{RecordFault, SourceRecord, timestamp};
 use cloud_events::{Envelope, Event};
 use fields::{Field, FieldValue, Fields};
 use json::Mapping;
+
+/// Values of attributes that are held parsed beside their record; more of them are left in it.
+const MOST_HELD_VALUES: usize = 64;
+
+/// Bytes of a record beside which nothing is held that stands in it.
+const LARGE_VALUE: usize = 64 * 1024;
 
 /// What a record turned out to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,11 +77,30 @@ impl Decoder {
         })
     }
 
-    /// What `record` says.
+    /// What `record` says; all of it is checked, but many attributes are left in the record, see
+    /// [`Document::left_in_record`].
     ///
     /// # Errors
     /// Everything that makes the record one for the dead letters; trying again gives the same error.
     pub fn decode(&self, record: &SourceRecord) -> Result<Decoded, DecodeError> {
+        let mut decoded = self.read(record, MOST_HELD_VALUES)?;
+        if let Decoded::Document(document) = &mut decoded
+            && record.value.as_ref().map_or(0, Vec::len) > LARGE_VALUE
+        {
+            document.left_in_record = document.left_in_record.max(1);
+        }
+        Ok(decoded)
+    }
+
+    /// As [`decode`](Self::decode), with all attributes.
+    ///
+    /// # Errors
+    /// The same ones.
+    pub fn decode_whole(&self, record: &SourceRecord) -> Result<Decoded, DecodeError> {
+        self.read(record, usize::MAX)
+    }
+
+    fn read(&self, record: &SourceRecord, most: usize) -> Result<Decoded, DecodeError> {
         let Some(value) = &record.value else {
             let key = record
                 .key
@@ -102,25 +126,28 @@ impl Decoder {
             });
         }
         let document = match cloud_events::envelope(self.format, &record.headers)? {
-            Envelope::None => self.document(self.json(value)?, &Event::default(), record),
+            Envelope::None => {
+                let fields = self.json(value, most)?;
+                self.document(fields, &Event::default(), record, most)
+            }
             Envelope::Binary => {
                 let event = cloud_events::from_headers(&record.headers)?;
-                let fields = self.data(value, event.content_type.as_deref())?;
-                self.document(fields, &event, record)
+                let fields = self.data(value, event.content_type.as_deref(), most)?;
+                self.document(fields, &event, record, most)
             }
             Envelope::Structured => {
                 let text = self.checked_text(value)?;
                 let (event, data) = cloud_events::from_structured(text)?;
                 match data {
                     cloud_events::Data::Json(data) => {
-                        self.document(self.mapping.read(data)?, &event, record)
+                        self.document(self.mapping.read(data, most)?, &event, record, most)
                     }
                     cloud_events::Data::Text(data) => {
-                        self.document(Fields::of_text(data), &event, record)
+                        self.document(Fields::of_text(data), &event, record, most)
                     }
                     cloud_events::Data::Bytes(data) => {
-                        let fields = self.data(&data, event.content_type.as_deref())?;
-                        self.document(fields, &event, record)
+                        let fields = self.data(&data, event.content_type.as_deref(), most)?;
+                        self.document(fields, &event, record, most)
                     }
                 }
             }
@@ -133,15 +160,16 @@ impl Decoder {
         &self,
         data: &'a [u8],
         content_type: Option<&str>,
+        most: usize,
     ) -> Result<Fields<'a>, DecodeError> {
         match cloud_events::data_kind(content_type)? {
-            cloud_events::DataKind::Json => self.json(data),
+            cloud_events::DataKind::Json => self.json(data, most),
             cloud_events::DataKind::Text => Ok(Fields::of_text(Cow::Borrowed(utf8(data)?))),
         }
     }
 
-    fn json<'a>(&self, value: &'a [u8]) -> Result<Fields<'a>, DecodeError> {
-        self.mapping.read(self.checked_text(value)?)
+    fn json<'a>(&self, value: &'a [u8], most: usize) -> Result<Fields<'a>, DecodeError> {
+        self.mapping.read(self.checked_text(value)?, most)
     }
 
     /// JSON text that is UTF-8 and not nested too deeply for a recursive parser.
@@ -160,6 +188,7 @@ impl Decoder {
         mut fields: Fields<'_>,
         event: &Event,
         record: &SourceRecord,
+        most: usize,
     ) -> Result<Document, DecodeError> {
         let title = self
             .text_field(&mut fields, Field::Title)?
@@ -173,7 +202,8 @@ impl Decoder {
                 text: self.mapping.pointer(Field::Text).to_owned(),
             });
         }
-        Ok(Document {
+        let values = fields.tree_values.saturating_add(event.attributes.len());
+        let mut document = Document {
             id: self.document_id(&mut fields, event, record.key.as_deref())?,
             title,
             text,
@@ -183,7 +213,13 @@ impl Decoder {
                 .or_else(|| event.source.clone()),
             language: self.text_field(&mut fields, Field::Language)?,
             attributes: self.attributes(fields, event)?,
-        })
+            left_in_record: 0,
+        };
+        if values > most {
+            document.attributes.clear();
+            document.left_in_record = values;
+        }
+        Ok(document)
     }
 
     /// The body's id and the record's key have to agree; the key serves where the body has none,
@@ -263,7 +299,7 @@ impl Decoder {
         &self,
         mut fields: Fields<'_>,
         event: &Event,
-    ) -> Result<BTreeMap<String, Value>, DecodeError> {
+    ) -> Result<Map<String, Value>, DecodeError> {
         let mapped = fields.take(Field::Attributes);
         let mut attributes = fields.unmapped;
         if self.mapping.keeps_unmapped() {
@@ -278,6 +314,7 @@ impl Decoder {
             FieldValue::Tree(Value::Object(object)) => attributes.extend(object),
             other => return Err(self.wrong_type(Field::Attributes, "an object", &other)),
         }
+        attributes.sort_keys();
         Ok(attributes)
     }
 

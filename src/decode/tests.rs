@@ -91,7 +91,7 @@ fn unmapped_fields_can_be_dropped() {
     let document = document(&decoder, &record(Some("k"), Some(value), &[])).unwrap();
     assert_eq!(
         document.attributes,
-        BTreeMap::from([("kept".to_owned(), json!(true))])
+        Map::from_iter([("kept".to_owned(), json!(true))])
     );
 }
 
@@ -103,7 +103,7 @@ fn null_is_missing() {
     )
     .unwrap();
     assert_eq!(document.id.as_str(), "k");
-    assert_eq!(document.attributes, BTreeMap::new());
+    assert_eq!(document.attributes, Map::new());
     assert_eq!(document.source, None);
 }
 
@@ -359,7 +359,7 @@ fn a_key_with_fields_inside_that_stands_twice_counts_once() {
     let value = br#"{"m":{"title":"a","rest":1},"m":{"title":"b"}}"#;
     let document = document(&decoder, &record(Some("k"), Some(value), &[])).unwrap();
     assert_eq!(document.title, "b");
-    assert_eq!(document.attributes, BTreeMap::new());
+    assert_eq!(document.attributes, Map::new());
 }
 
 #[test]
@@ -421,7 +421,7 @@ fn the_documented_defaults_are_the_real_ones() {
 #[test]
 fn the_samples_are_documents_balanced_over_their_topics() {
     let decoder = decoder(|_| {});
-    let mut topics = BTreeMap::<String, usize>::new();
+    let mut topics = std::collections::BTreeMap::<String, usize>::new();
     let mut seen = std::collections::BTreeSet::new();
     for line in include_str!("../../samples/news.jsonl").lines() {
         let document = document(&decoder, &record(None, Some(line.as_bytes()), &[])).unwrap();

@@ -70,8 +70,6 @@ pub fn compose_text(document: &Document, settings: &TextSettings) -> ModelText {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -85,7 +83,8 @@ mod tests {
             published_at: None,
             source: None,
             language: None,
-            attributes: BTreeMap::new(),
+            attributes: serde_json::Map::new(),
+            left_in_record: 0,
         };
         let settings = TextSettings {
             rule,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::write::{Content, Write};
+use super::content::Write;
 
 /// Records that may wait without a proof; more of them stop the worker.
 const MOST_HELD: usize = 100;
@@ -41,22 +41,22 @@ struct State {
 /// The last accepted write: to send it again is harmless.
 #[derive(Debug, Clone)]
 pub(super) struct Probe {
-    pub(super) content: Arc<Content>,
+    pub(super) write: Arc<Write>,
     pub(super) accepted_at: Instant,
 }
 
 impl Acceptance {
     /// Notes an accepted batch and keeps one of its documents as a probe.
     pub(super) fn accepted(&self, batch: Vec<Write>) {
-        let content = batch
+        let write = batch
             .into_iter()
             .find(|write| write.content.is_document() && write.record.size_bytes() <= LARGEST_PROBE)
-            .map(|write| Arc::new(write.content));
+            .map(Arc::new);
         let mut state = self.0.lock();
         state.note();
-        if let Some(content) = content {
+        if let Some(write) = write {
             state.probe = Some(Probe {
-                content,
+                write,
                 accepted_at: Instant::now(),
             });
         }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::batches::Batches;
+use super::content::{Content, Write};
 use super::dead_letters::{MODEL_FAILED, Refusal};
 use super::prepare::Ready;
-use super::write::{Content, Write};
 use super::{Context, PipelineError, Refused, spawn};
 use crate::batch::{Batch, BatchItem};
 use crate::model::Model;

@@ -13,6 +13,8 @@
 
 mod acceptance;
 mod batches;
+mod building;
+mod content;
 mod counters;
 mod dead_letters;
 mod ending;
@@ -54,6 +56,7 @@ use crate::telemetry::{Health, Metrics};
 
 use acceptance::Acceptance;
 use batches::Batches;
+use building::Building;
 use dead_letters::{Refusal, run_refuser};
 use ending::{finish, supervise};
 use future_times::FutureTimes;
@@ -170,6 +173,7 @@ pub(crate) struct Context {
     metrics: Metrics,
     outage: Outage,
     acceptance: Acceptance,
+    building: Building,
     future_tolerance: Duration,
     future_times: FutureTimes,
     /// Above zero while batches go out at once instead of lingering.
@@ -291,6 +295,7 @@ pub async fn run(
         metrics,
         outage: Outage::new(wiring.health.clone()),
         acceptance: Acceptance::default(),
+        building: Building::default(),
         future_tolerance: wiring.future_tolerance,
         future_times: FutureTimes::default(),
         draining: AtomicUsize::new(0),

@@ -10,11 +10,11 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::mpsc;
 
 use super::batches::Arrival;
+use super::content::{Content, Write};
 use super::dead_letters::Refusal;
 use super::infer::to_write;
 use super::intake::Admitted;
 use super::ledger::Ticket;
-use super::write::{Content, Write};
 use super::{Context, PipelineError, Refused, future_times, spawn};
 use crate::batch::BatchItem;
 use crate::decode::{Decoded, compose_text};
@@ -232,10 +232,14 @@ fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
     let DecodedRecord {
         ticket,
         record,
-        document,
+        mut document,
         version,
     } = decoded;
     let text = compose_text(&document, &context.text);
+    if document.left_in_record > 0 {
+        // The point is built from the record, and so are these: one copy is enough till then.
+        (document.title, document.text) = (String::new(), String::new());
+    }
     let mut encoded = context.tagger.encode(&text.text);
     encoded.truncated |= text.cut;
     let tokens = context.tagger.row_tokens(&encoded);

@@ -18,14 +18,12 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::acceptance::Held;
+use super::content::{Content, Write, points, points_at_once};
 use super::dead_letters::{Refusal, STORE_REJECTED, refuse};
-use super::ledger::Ticket;
 use super::pace::Pace;
 use super::{Context, PipelineError};
-use crate::document::{DocumentId, LatestTime, Version};
-use crate::source::SourceRecord;
-use crate::store::point::{Provenance, TaggedDocument, build_point};
-use crate::store::{PointWrite, StoreError, WriteOutcome};
+use crate::document::LatestTime;
+use crate::store::{StoreError, WriteOutcome};
 use crate::telemetry::{Outcome, Stage};
 
 /// Stage name in dead-letter headers.
@@ -53,59 +51,6 @@ const PATIENT_TRIES: u32 = 4;
 /// A probe of this age may be one of a document that was deleted since, its marker removed as well: it
 /// is looked for before it is sent. Markers are kept for an hour at least.
 const OLD_PROBE: Duration = Duration::from_secs(1800);
-
-/// What is to be written and the record it came from, which is kept for the dead-letter topic until then.
-#[derive(Debug)]
-pub(super) struct Write {
-    pub(super) ticket: Ticket,
-    pub(super) record: SourceRecord,
-    pub(super) content: Content,
-}
-
-/// What a write puts into the store. The point is made anew for each try: the store takes it for good, and to
-/// make it costs no more than to copy it.
-#[derive(Debug)]
-pub(super) enum Content {
-    /// A document and what the model said of it, at that time.
-    Tagged(Box<TaggedDocument>, Timestamp),
-    /// The marker of a deleted one.
-    Tombstone {
-        id: DocumentId,
-        version: Version,
-        deleted_at: Timestamp,
-    },
-}
-
-impl Content {
-    /// Whether this writes a document rather than the marker of a deleted one.
-    pub(super) fn is_document(&self) -> bool {
-        matches!(self, Self::Tagged(..))
-    }
-
-    fn id(&self) -> &DocumentId {
-        match self {
-            Self::Tagged(tagged, _) => &tagged.document.id,
-            Self::Tombstone { id, .. } => id,
-        }
-    }
-
-    fn point(&self, provenance: &Provenance) -> PointWrite {
-        match self {
-            Self::Tagged(tagged, tagged_at) => {
-                PointWrite::Upsert(build_point(tagged, provenance, *tagged_at))
-            }
-            Self::Tombstone {
-                id,
-                version,
-                deleted_at,
-            } => PointWrite::Tombstone {
-                id: id.clone(),
-                version: version.clone(),
-                deleted_at: *deleted_at,
-            },
-        }
-    }
-}
 
 /// How writes are grouped.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +84,7 @@ pub(super) async fn run_writer(
             if !is_draining && !wait(&pace, &pending).is_zero() {
                 break;
             }
-            let rest = pending.split_off(pending.len().min(settings.batch_points));
+            let rest = pending.split_off(points_at_once(&pending, settings.batch_points));
             let batch = std::mem::replace(&mut pending, rest);
             pace.sent(Instant::now());
             batches += 1;
@@ -301,10 +246,7 @@ async fn write_until_decided(
     let mut tries = part.tries;
     let mut proofs = 0;
     loop {
-        let points = batch
-            .iter()
-            .map(|write| write.content.point(&context.provenance));
-        let failure = match write(context, points.collect()).await {
+        let failure = match write(context, batch).await {
             Ok(outcome) => {
                 trouble.over();
                 return Ok(Decision::Accepted(outcome));
@@ -443,10 +385,11 @@ async fn accepts_another(
     batch: &[Write],
     tries: u32,
 ) -> Result<bool, PipelineError> {
-    let probe = match context.acceptance.probe() {
+    let kept = context.acceptance.probe();
+    let probe = match &kept {
         Some(probe) => {
             if probe.accepted_at.elapsed() >= OLD_PROBE {
-                let id = probe.content.id().clone();
+                let id = probe.write.content.id().clone();
                 match context.store.fetch(id).await {
                     Ok(Some(_)) => {}
                     Ok(None) => {
@@ -456,18 +399,18 @@ async fn accepts_another(
                     Err(_) => return Ok(false),
                 }
             }
-            probe.content.point(&context.provenance)
+            &*probe.write
         }
         None if batch.len() > 1 => {
             let turn = usize::try_from(tries).unwrap_or_default() % batch.len();
             let Some(write) = batch.get(turn) else {
                 return Ok(false);
             };
-            write.content.point(&context.provenance)
+            write
         }
         None => return Ok(false),
     };
-    match write(context, vec![probe]).await {
+    match write(context, std::slice::from_ref(probe)).await {
         Ok(_) => {
             context.acceptance.probed();
             Ok(true)
@@ -483,7 +426,11 @@ fn held_too_long(context: &Context) -> Option<usize> {
 }
 
 /// One try.
-async fn write(context: &Context, points: Vec<PointWrite>) -> Result<WriteOutcome, StoreError> {
+async fn write(context: &Context, batch: &[Write]) -> Result<WriteOutcome, StoreError> {
+    let bytes = batch.iter().map(Write::built_bytes).sum::<usize>();
+    // Beside others that are built already it waits; while it waits for a later try it holds no room.
+    let _room = context.building.room_for(bytes).await;
+    let points = points(context, batch, bytes)?;
     let latest = LatestTime::after(Timestamp::now(), context.future_tolerance);
     let outcome = context.store.write(points, latest).await;
     if outcome.is_ok() {

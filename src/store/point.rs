@@ -101,7 +101,29 @@ pub fn build_point(
     provenance: &Provenance,
     now: jiff::Timestamp,
 ) -> Point {
-    let (document, answer) = (&tagged.document, &tagged.answer);
+    let attributes = tagged.document.attributes.clone();
+    build(&tagged.document, attributes, tagged, provenance, now)
+}
+
+/// As [`build_point`] where a part of the document was left in its record: `whole` was read from there.
+pub fn build_whole_point(
+    mut whole: Document,
+    tagged: &TaggedDocument,
+    provenance: &Provenance,
+    now: jiff::Timestamp,
+) -> Point {
+    let attributes = std::mem::take(&mut whole.attributes);
+    build(&whole, attributes, tagged, provenance, now)
+}
+
+fn build(
+    document: &Document,
+    attributes: Map<String, Value>,
+    tagged: &TaggedDocument,
+    provenance: &Provenance,
+    now: jiff::Timestamp,
+) -> Point {
+    let answer = &tagged.answer;
     let mut payload = Map::with_capacity(MOST_KEYS);
     let mut put = |key: &str, value: Value| payload.insert(key.to_owned(), value);
     put(key::ID, document.id.as_str().into());
@@ -126,10 +148,6 @@ pub fn build_point(
     if let Some(language) = &document.language {
         put(key::LANGUAGE, language.as_str().into());
     }
-    let attributes = document.attributes.iter();
-    let attributes: Map<_, _> = attributes
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
     put(key::ATTRIBUTES, attributes.into());
     put(key::TRUNCATED, tagged.truncated.into());
     put(
@@ -203,8 +221,6 @@ pub fn is_marker(payload: &Map<String, Value>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::document::{RecordPosition, TopicPartition};
 
@@ -228,7 +244,8 @@ mod tests {
                 published_at: Some("2024-02-05T09:00:00Z".parse().unwrap()),
                 source: Some("电讯".into()),
                 language: None,
-                attributes: BTreeMap::from([("desk".into(), json!("财经"))]),
+                attributes: Map::from_iter([("desk".into(), json!("财经"))]),
+                left_in_record: 0,
             },
             version: version(),
             answer: Arc::new(Answer {

@@ -29,6 +29,7 @@ mod later_deletions;
 mod ledger;
 mod log_identity;
 mod lost_store;
+mod memory;
 mod operations;
 mod pipeline;
 mod pipeline_faults;

@@ -182,8 +182,13 @@ impl Worker {
 }
 
 /// Waits for something that should happen soon.
-pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_within(what, PATIENCE.as_secs(), condition).await;
+}
+
+/// The same for what takes longer.
+pub async fn wait_within(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;

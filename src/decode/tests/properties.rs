@@ -79,6 +79,37 @@ proptest! {
         }
     }
 
+    /// However many values are kept, all are checked, and a document is whole or has none of its attributes.
+    #[test]
+    fn attributes_that_are_left_in_the_record_are_checked_and_found_there(
+        value in small_json(), most in 0_usize..12, at in 0_usize..400, byte in any::<u8>(), changes in any::<bool>(),
+    ) {
+        let mut bytes = serde_json::to_vec(&json!({"title": "a", "attributes": {"b": value}, "more": value})).unwrap();
+        if let (true, Some(changed)) = (changes, bytes.get_mut(at)) {
+            *changed = byte;
+        }
+        let decoder = decoder(|_| {});
+        let record = record(Some("k"), Some(&bytes), &[]);
+        let whole = decoder.decode_whole(&record);
+        match (decoder.read(&record, most), whole) {
+            (Ok(Decoded::Document(mut some)), Ok(Decoded::Document(whole))) => {
+                prop_assert_eq!(whole.left_in_record, 0);
+                if some.left_in_record > 0 {
+                    prop_assert!(some.left_in_record > most && some.attributes.is_empty());
+                    some.left_in_record = 0;
+                    some.attributes = whole.attributes.clone();
+                }
+                prop_assert_eq!(&some, &whole);
+                if !changes {
+                    let read: Value = serde_json::from_slice(&bytes).unwrap();
+                    let expected = json!({"b": read["attributes"]["b"], "more": read["more"]});
+                    prop_assert_eq!(serde_json::to_string(&whole.attributes).unwrap(), expected.to_string());
+                }
+            }
+            (some, whole) => prop_assert_eq!(some, whole),
+        }
+    }
+
     #[test]
     fn mutated_records_get_an_answer(
         at in 0_usize..200, bytes in prop::collection::vec(any::<u8>(), 0..6), removed in 0_usize..20,
