@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
@@ -111,6 +111,12 @@ pub(super) struct Callbacks {
 }
 
 pub(super) type GroupConsumer = BaseConsumer<Callbacks>;
+
+/// The channel of changes. It has no bound: while the store is away the pipeline may take them late, and
+/// sessions may be lost any number of times until then.
+pub(super) fn control() -> (Sender<SourceEvent>, Receiver<SourceEvent>) {
+    unbounded()
+}
 
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -385,4 +391,49 @@ fn unassign(consumer: &GroupConsumer, list: &TopicPartitionList) -> KafkaResult<
 pub(super) fn named(partitions: &[TopicPartition]) -> String {
     let names: Vec<String> = partitions.iter().map(ToString::to_string).collect();
     names.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::committer;
+    use crate::kafka::desk::ChunkBounds;
+    use crate::kafka::settings::{KafkaSettings, OnMissingOffset};
+
+    #[test]
+    fn changes_that_nobody_takes_yet_end_nothing() {
+        const LOST: usize = 500;
+        let policy = StartPolicy {
+            on_missing: OnMissingOffset::Earliest,
+            accept_gap: false,
+            bounded: false,
+        };
+        let bounds = ChunkBounds {
+            records: 1,
+            bytes: 1,
+        };
+        let metrics = Metrics::new().unwrap();
+        let shared = Shared::new(policy, Duration::ZERO, Desk::new(bounds), None, metrics);
+        let shared = Arc::new(shared);
+        let (control, announced) = control();
+        let (records, waiting) = bounded(1);
+        let (checks, _asked) = unbounded();
+        let callbacks = Callbacks {
+            shared: Arc::clone(&shared),
+            control,
+            records,
+            waiting,
+            committer: committer::channel().0,
+            checks,
+        };
+        let config = KafkaSettings::default().consumer_config().unwrap();
+        let consumer: GroupConsumer = config.create_with_context(callbacks).unwrap();
+        for _ in 0..LOST {
+            consumer.context().announce(SourceEvent::Lost {
+                partitions: vec![TopicPartition::new("news", 0)],
+            });
+        }
+        assert!(shared.delivers());
+        assert_eq!(announced.len(), LOST);
+    }
 }

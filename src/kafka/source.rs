@@ -17,7 +17,7 @@ use super::desk::{ChunkBounds, Desk};
 use super::poll::{PollThread, QUEUE_CHUNKS};
 use super::progress::{ProgressThread, SourceStatus};
 use super::range::{JobPlan, RangeJob, RangeProgress, Watch};
-use super::rebalance::{Callbacks, GroupConsumer, Phase, Shared};
+use super::rebalance::{self, Callbacks, GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
 use super::start::StartPolicy;
 use crate::document::{Generation, TopicPartition};
@@ -131,7 +131,7 @@ impl KafkaSource {
         let drain = settings.revoke_drain();
         let is_bounded = job.is_some();
         let shared = Arc::new(Shared::new(policy, drain, desk, job, beside.metrics));
-        let (control, announced) = unbounded();
+        let (control, announced) = rebalance::control();
         // One place more, for the end of a bounded source.
         let (records, delivered) = bounded(QUEUE_CHUNKS + 1);
         let (committer, commits) = committer::channel();

@@ -170,6 +170,7 @@ struct Ground {
     script: Script,
     dead_letters: Arc<MemoryDeadLetters>,
     counters: Arc<Counters>,
+    metrics: Metrics,
     shutdown: CancellationToken,
     running: tokio::task::JoinHandle<Result<Ending, PipelineError>>,
 }
@@ -208,6 +209,7 @@ impl Ground {
         };
         let decode = DecodeSettings::default();
         let dead_letters = Arc::new(MemoryDeadLetters::default());
+        let metrics = Metrics::new().unwrap();
         let stages = Stages {
             source,
             decoder: Decoder::new(&decode).unwrap(),
@@ -221,7 +223,7 @@ impl Ground {
             },
             store,
             dead_letters: dead_letters.clone(),
-            metrics: Metrics::new().unwrap(),
+            metrics: metrics.clone(),
         };
         let mut wiring = Wiring {
             commit_interval: Duration::from_millis(10),
@@ -243,6 +245,7 @@ impl Ground {
             script,
             dead_letters,
             counters,
+            metrics,
             shutdown,
             running,
         }
@@ -584,20 +587,44 @@ async fn a_revocation_drains_and_hands_over_its_offsets() {
     ground.stop().await.unwrap();
 }
 
-/// While the store is away, sessions expire for hours: each loss and each assignment is taken in.
+/// While the store is away, sessions expire for hours: each loss and each assignment is taken in meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_number_of_lost_sessions_during_an_outage_leaves_a_working_worker() {
-    let store = MoodyStore::new(&[Mood::Away; 9], &[]);
+    let store = MoodyStore::new(&[Mood::Away; 10_000], &[]);
     let group = MemorySource::scripted_group();
     let ground = Ground::over(group, store.clone(), 512, |wiring| {
         wiring.pipeline.max_in_flight_records = 8;
     });
     ground.script.assign(TOPIC, &[0], 1);
     ground.script.records(records(0, 0..40));
-    for generation in 2..200 {
-        ground.script.lose(TOPIC, &[0]);
-        ground.script.assign(TOPIC, &[0], generation);
+    let deadline = Instant::now() + PATIENCE;
+    while ground.counters.snapshot().delivered < 8 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    let change = |generations: std::ops::Range<u64>| {
+        for generation in generations {
+            ground.script.lose(TOPIC, &[0]);
+            ground.script.assign(TOPIC, &[0], generation);
+        }
+    };
+    change(2..12);
+    let all = [
+        "tcbert_rebalances_total{kind=\"assigned\"} 11",
+        "tcbert_rebalances_total{kind=\"lost\"} 10",
+        "tcbert_documents_total{outcome=\"abandoned\"} 8",
+    ];
+    let shows_all = || {
+        let shown = ground.metrics.render();
+        all.iter().all(|line| shown.contains(line))
+    };
+    while !shows_all() {
+        assert!(Instant::now() < deadline, "{}", ground.metrics.render());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(store.ids().is_empty(), "the store is still away");
+    change(12..200);
+    store.mood.lock().clear();
     let mut last = records(0, 0..40);
     for record in &mut last {
         record.generation = Generation(199);
