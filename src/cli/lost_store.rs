@@ -337,6 +337,7 @@ pub(super) async fn note_filled(settings: &Settings, store: &dyn Store, progress
 mod tests {
     use super::*;
     use crate::document::TopicPartition;
+    use crate::store::CollectionSpec;
 
     fn position(partition: i32, committed: Option<i64>) -> GroupPosition {
         GroupPosition {
@@ -368,5 +369,45 @@ mod tests {
         assert!(!committed.is_filled(&filled(&[(0, 9), (2, 5)])));
         assert!(!committed.is_filled(&filled(&[(0, 10)])));
         assert!(!Committed::Something.is_filled(&filled(&[(0, 10)])));
+    }
+
+    /// Of two workers of a new group that start together, one may ask for the list before the other one
+    /// has registered, and for the commits after its first one.
+    #[tokio::test]
+    async fn a_group_that_registers_and_commits_in_between_is_no_lost_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = StoreSettings {
+            kind: StoreKind::Embedded,
+            path: folder.path().to_owned(),
+            ..StoreSettings::default()
+        };
+        let store = crate::store::connect(&settings).await.unwrap();
+        let spec = CollectionSpec {
+            vector_name: "test".into(),
+            vector_size: 4,
+        };
+        let admin = store.admin();
+        admin
+            .create_collection(spec, BTreeMap::new())
+            .await
+            .unwrap();
+        let claim = Claim::of_group(&KafkaSettings::default(), false);
+        let some = || Committed::of_group(vec![position(0, Some(3))]);
+        let objection = async |registers: bool| {
+            let committed = async || {
+                if registers {
+                    claim.register(&store).await?;
+                }
+                Ok(some())
+            };
+            claim
+                .objection(&*store, &settings, committed)
+                .await
+                .unwrap()
+        };
+        let lost = objection(false).await.unwrap();
+        assert!(lost.contains("--accept-empty-store"), "{lost}");
+        assert_eq!(objection(true).await, None);
+        store.close().await.unwrap();
     }
 }
