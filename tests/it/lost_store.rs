@@ -387,20 +387,19 @@ async fn registers_side_by_side(it: Harness) {
         .map(|writer| groups::register(&*it.store, writer, now));
     let lists = futures::future::try_join_all(all).await.unwrap();
     assert!(lists.iter().all(|list| *list == lists[0]));
-    // A job of the same name is another writer; many of them share few keys.
-    for name in &names {
-        let job = Writer::Job(name.clone());
+    // A job of the same name is another writer; some of them share a key, and overwrite each other.
+    let jobs: Vec<Writer> = (0..24).map(|n| Writer::Job(format!("group {n}"))).collect();
+    for job in &jobs {
         assert_eq!(
-            groups::standing(&*it.store, &job).await,
+            groups::standing(&*it.store, job).await,
             Ok(Standing::Absent)
         );
-        groups::register(&*it.store, &job, now).await.unwrap();
-        assert_eq!(
-            groups::standing(&*it.store, &job).await,
-            Ok(Standing::Listed)
-        );
     }
-    for writer in &writers {
+    let all = jobs
+        .iter()
+        .map(|job| groups::register(&*it.store, job, now));
+    futures::future::try_join_all(all).await.unwrap();
+    for writer in writers.iter().chain(&jobs) {
         assert_eq!(
             groups::standing(&*it.store, writer).await,
             Ok(Standing::Listed)
