@@ -50,6 +50,7 @@ pub(super) struct Engine {
 
 struct Limits {
     min_free_bytes: u64,
+    needed_to_map: u64,
     max_log_bytes: u64,
     graph_from_points: usize,
     max_batch_bytes: usize,
@@ -77,6 +78,7 @@ impl Engine {
             folder,
             limits: Limits {
                 min_free_bytes: settings.min_free_mb * MEGABYTE,
+                needed_to_map: NEEDED_TO_MAP,
                 max_log_bytes: settings.max_log_mb * MEGABYTE,
                 graph_from_points: settings.graph_from_points,
                 max_batch_bytes: settings.max_batch_bytes,
@@ -94,7 +96,7 @@ impl Engine {
 
     /// Opens the shard with a fresh log.
     fn load(&self) -> Result<Collection, StoreError> {
-        self.check_free(NEEDED_TO_MAP)?;
+        self.check_free(self.limits.needed_to_map)?;
         self.log.restart()?;
         let path = self.folder.shard();
         let shard = guard(|| EdgeShard::load(&path, None)).map_err(|error| match error {
@@ -355,7 +357,7 @@ impl Engine {
                 self.folder.collection()
             )));
         }
-        self.check_free(self.limits.min_free_bytes.max(NEEDED_TO_MAP))?;
+        self.check_free(self.limits.min_free_bytes.max(self.limits.needed_to_map))?;
         let path = self.folder.shard();
         std::fs::create_dir_all(&path).map_err(|error| {
             StoreError::Fatal(format!("cannot make {}: {error}", path.display()))
@@ -452,5 +454,35 @@ impl Engine {
         } else {
             flushed
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where nothing is to be kept free beyond that.
+    #[test]
+    fn no_file_is_mapped_on_a_disk_without_room_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = StoreSettings {
+            path: folder.path().to_owned(),
+            min_free_mb: 0,
+            ..StoreSettings::default()
+        };
+        let spec = CollectionSpec {
+            vector_name: "test".into(),
+            vector_size: 4,
+        };
+        let mut engine = Engine::open(&settings).unwrap();
+        engine.limits.needed_to_map = u64::MAX;
+        let created = engine.create(&spec);
+        assert!(matches!(created, Err(StoreError::Full(_))), "{created:?}");
+        assert!(!engine.folder.shard().exists());
+        engine.limits.needed_to_map = NEEDED_TO_MAP;
+        engine.create(&spec).unwrap();
+        engine.limits.needed_to_map = u64::MAX;
+        let loaded = engine.load().map(drop);
+        assert!(matches!(loaded, Err(StoreError::Full(_))), "{loaded:?}");
     }
 }
