@@ -110,21 +110,25 @@ impl ProgressThread {
         let mut ends = HashMap::new();
         let mut looked: Option<Instant> = None;
         let mut topics_asked: Option<Instant> = None;
+        let mut topics_trouble = None;
         while self.shared.phase() != Phase::Closing {
             if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
                 thread::sleep(TICK);
                 continue;
             }
             looked = Some(Instant::now());
-            let mut trouble = None;
-            if topics_asked.is_none_or(|at| at.elapsed() >= TOPICS_EVERY) {
-                topics_asked = Some(Instant::now());
-                trouble = self.look_for_topics(inspector).err();
-            }
             let positions = self.shared.desk.lock().positions();
-            if trouble.is_none() {
-                trouble = look_for_ends(inspector, &positions, &mut ends);
+            // Without partitions nobody else is asked: a lost session must not look like brokers that respond.
+            if topics_trouble.is_some()
+                || positions.is_empty()
+                || topics_asked.is_none_or(|at| at.elapsed() >= TOPICS_EVERY)
+            {
+                topics_asked = Some(Instant::now());
+                topics_trouble = self.look_for_topics(inspector).err();
             }
+            let trouble = topics_trouble
+                .clone()
+                .or_else(|| look_for_ends(inspector, &positions, &mut ends));
             self.publish(&positions, &ends, &mut seen, trouble.as_deref());
             if trouble.is_none() {
                 self.pass_gaps(&positions, &ends, &mut seen);
@@ -174,9 +178,12 @@ impl ProgressThread {
                 checking_since: seen.checking_since,
             }
         });
-        let partitions = partitions.collect();
+        let partitions: Vec<_> = partitions.collect();
         let mut status = self.status.lock();
-        status.partitions = partitions;
+        // Partitions that were lost with the session keep what was last known until brokers respond.
+        if trouble.is_none() || !positions.is_empty() {
+            status.partitions = partitions;
+        }
         let since = status.unreachable.as_ref().map(|(since, _)| *since);
         status.unreachable = trouble.map(|reason| (since.unwrap_or(now), reason.to_owned()));
     }

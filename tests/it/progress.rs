@@ -79,11 +79,7 @@ fn lag_is_what_is_not_durable_and_goes_with_its_partition() {
 fn brokers_that_are_away_are_told_and_the_last_lag_stays() {
     let broker = EmbeddedBroker::start(&[(TOPIC, 1)]).unwrap();
     let producer = SampleProducer::new(&broker.bootstrap_servers()).unwrap();
-    // The session outlives the outage.
-    let settings = KafkaSettings {
-        session_timeout_ms: 60_000,
-        ..settings(&broker.bootstrap_servers(), TOPIC)
-    };
+    let settings = settings(&broker.bootstrap_servers(), TOPIC);
     producer.produce(TOPIC, &records(0..7, 1)).unwrap();
     let mut reader = Reader::start(&settings);
     reader.acknowledges = false;
@@ -94,11 +90,46 @@ fn brokers_that_are_away_are_told_and_the_last_lag_stays() {
     status_to(&mut reader, "brokers that are away", |status| {
         status.unreachable.is_some()
     });
-    assert_eq!(lags(&reader.source.status()), [Some(7)]);
+    still_away_after_the_session(&mut reader, |status| {
+        assert_eq!(lags(status), [Some(7)]);
+    });
     broker.broker_up(-1).unwrap();
     status_to(&mut reader, "brokers that are back", |status| {
-        status.unreachable.is_none()
+        status.unreachable.is_none() && lags(status) == [Some(7)]
     });
+}
+
+/// Twice the session's length, so that the partitions are lost meanwhile.
+fn still_away_after_the_session(reader: &mut Reader, look: impl Fn(&SourceStatus)) {
+    for _ in 0..120 {
+        reader.run_for(Duration::from_millis(100));
+        let status = reader.source.status();
+        assert!(status.unreachable.is_some(), "{status:?}");
+        look(&status);
+    }
+}
+
+#[test]
+fn brokers_that_are_away_are_told_by_a_worker_without_partitions() {
+    let broker = EmbeddedBroker::start(&[(TOPIC, 1)]).unwrap();
+    let settings = settings(&broker.bootstrap_servers(), TOPIC);
+    let mut first = Reader::start(&settings);
+    first.run_to("its partition", |reader| reader.partitions() == 1);
+    let mut surplus = Reader::start(&settings);
+    for _ in 0..40 {
+        first.run_for(Duration::from_millis(50));
+        surplus.run_for(Duration::from_millis(50));
+    }
+    let mut surplus = if surplus.partitions() == 0 {
+        surplus
+    } else {
+        first
+    };
+    broker.broker_down(-1).unwrap();
+    status_to(&mut surplus, "brokers that are away", |status| {
+        status.unreachable.is_some()
+    });
+    still_away_after_the_session(&mut surplus, |_| {});
 }
 
 #[test]
