@@ -144,7 +144,7 @@ impl Request {
         let outcome = commit_counted(consumer, shared, &held).map_err(|error| {
             shared.counters.commit_failures.add(held.len() as u64);
             shared.desk.lock().add_pending_commits(&held);
-            client::source_error("offsets were not committed", &error)
+            uncommitted(&error)
         });
         if outcome.is_ok() {
             shared.counters.commits.add(held.len() as u64);
@@ -166,10 +166,22 @@ fn commit_pending(consumer: &GroupConsumer, shared: &Shared) {
     shared.counters.commit_failures.add(pending.len() as u64);
     tracing::warn!(%error, partitions = pending.len(), "offsets were not committed; trying again");
     shared.desk.lock().add_pending_commits(&pending);
-    if error.rdkafka_error_code().is_some_and(client::is_permanent) {
-        let error = client::source_error("offsets cannot be committed", &error);
+    let error = uncommitted(&error);
+    if matches!(error, SourceError::Fatal(_)) {
         consumer.context().fail(error);
     }
+}
+
+/// Why offsets were not committed, and whether to try again helps.
+fn uncommitted(error: &KafkaError) -> SourceError {
+    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
+        return SourceError::Fatal(
+            "offsets were not committed: the broker's offset.metadata.max.bytes leaves no room for what a job notes \
+             with them; raise it (4096 is Kafka's default) or give the job another name with --job"
+                .to_owned(),
+        );
+    }
+    client::source_error("offsets were not committed", error)
 }
 
 /// Commits and counts that, once the broker has answered.

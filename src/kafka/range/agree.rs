@@ -102,6 +102,9 @@ pub(crate) struct JobPlan {
     live: Option<Mutex<HashMap<TopicPartition, i64>>>,
     /// Runs that are over: what they wrote is no longer in force.
     finished_runs: Mutex<HashSet<String>>,
+    /// Runs that partitions spoke of when this worker came. Only these are named as replaced: those before them
+    /// are found nowhere any more, and the note of a commit is short.
+    found_runs: HashSet<String>,
     was_finished: bool,
     resumed: bool,
     done_at_start: u64,
@@ -128,6 +131,10 @@ impl JobPlan {
             fresh,
             live: live.map(Mutex::new),
             finished_runs: Mutex::default(),
+            found_runs: states
+                .values()
+                .map(|state| state.note.run.clone())
+                .collect(),
             was_finished: false,
             resumed: false,
             done_at_start: 0,
@@ -141,8 +148,9 @@ impl JobPlan {
         plan.resumed = !over && !states.is_empty();
         plan.was_finished = over;
         if over {
-            let runs = states.values().map(|state| state.note.run.clone());
-            plan.finished_runs.get_mut().extend(runs);
+            plan.finished_runs
+                .get_mut()
+                .extend(plan.found_runs.iter().cloned());
         }
         plan.note_states(states);
         plan.done_at_start = plan
@@ -206,7 +214,9 @@ impl JobPlan {
             return (note, state.next.max(state.note.begin), false);
         }
         let span = self.fresh_span(partition);
-        let mut replaces: Vec<String> = self.finished_runs.lock().iter().cloned().collect();
+        let finished = self.finished_runs.lock();
+        let mut replaces: Vec<String> = finished.intersection(&self.found_runs).cloned().collect();
+        drop(finished);
         replaces.sort_unstable();
         let note = Note {
             run: self.run.clone(),

@@ -172,7 +172,10 @@ impl Watch {
         let mut request = Request::new();
         let mut desk = shared.desk.lock();
         for partition in undecided {
-            if let Some(last) = self.plan.decide_deletions(&partition) {
+            // It may have left and come back while the live group was asked.
+            if desk.has_ended(&partition)
+                && let Some(last) = self.plan.decide_deletions(&partition)
+            {
                 request.extend(desk.read_on(&partition, last));
             }
         }

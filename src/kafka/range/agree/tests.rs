@@ -263,3 +263,25 @@ fn notes_of_an_earlier_version_are_read() {
     assert_eq!((old.begin, old.last(), old.deletions), (2, 7, None));
     assert_eq!(old.to_metadata(), r#"{"run":"a","begin":2,"end":7}"#);
 }
+
+#[test]
+fn what_a_job_notes_stays_short_however_often_it_runs() {
+    let ends = [10, 10, 0];
+    let mut states = HashMap::new();
+    let mut longest = 0;
+    for night in 0..300 {
+        let run = format!("{night:032}");
+        let plan = plan(&run, &ends, &states);
+        assert!(night == 0 || plan.was_finished());
+        let partitions: Vec<_> = (0..3).map(partition).collect();
+        plan.agree(&partitions, &states);
+        for partition in partitions {
+            let metadata = plan.metadata(&partition, LogNote::default()).unwrap();
+            longest = longest.max(metadata.len());
+            let note = Note::parse(&metadata).unwrap();
+            let next = note.end;
+            states.insert(partition, State { note, next });
+        }
+    }
+    assert!(longest < 300, "{longest} bytes");
+}
