@@ -18,6 +18,9 @@ const MOST_HELD: usize = 100;
 const HELD_FOR: Duration = Duration::from_secs(10);
 /// How long fewer of them may wait where nobody asks whether the worker is ready.
 const UNSEEN_FOR: Duration = Duration::from_secs(60);
+/// Records in a row that are given up while the store accepts nothing new: it may take known documents again
+/// and reject new ones, as a limit on points does. More than a job may have at its end, where nothing follows.
+const MOST_GIVEN_UP: usize = 50;
 /// Bytes of a record that may serve as a probe: it is kept outside the budget.
 const LARGEST_PROBE: usize = 256 * 1024;
 
@@ -34,8 +37,10 @@ struct State {
     held: usize,
     /// The batches that they came in, with how many parts of each wait.
     held_batches: HashMap<u64, usize>,
-    /// When the first of them was rejected, nothing having been accepted since.
+    /// When the first of them was rejected, nothing new having been accepted since.
     held_since: Option<Instant>,
+    /// Records given up since something new was accepted.
+    given_up: usize,
 }
 
 /// The last accepted write: to send it again is harmless.
@@ -53,7 +58,9 @@ impl Acceptance {
             .find(|write| write.content.is_document() && write.record.size_bytes() <= LARGEST_PROBE)
             .map(Arc::new);
         let mut state = self.0.lock();
-        state.note();
+        state.accepted += 1;
+        state.given_up = 0;
+        state.held_since = (state.held > 0).then(Instant::now);
         if let Some(write) = write {
             state.probe = Some(Probe {
                 write,
@@ -64,7 +71,15 @@ impl Acceptance {
 
     /// Notes that a probe was accepted.
     pub(super) fn probed(&self) {
-        self.0.lock().note();
+        self.0.lock().accepted += 1;
+    }
+
+    /// Whether one more record may be given up.
+    pub(super) fn may_give_up(&self) -> bool {
+        let mut state = self.0.lock();
+        let may = state.given_up < MOST_GIVEN_UP;
+        state.given_up += usize::from(may);
+        may
     }
 
     /// Writes accepted so far; more of them later prove that the store accepts writes.
@@ -110,13 +125,6 @@ impl Acceptance {
         let too_many = state.held >= MOST_HELD && lasted >= HELD_FOR;
         let unseen = state.held > 0 && !is_seen && lasted >= UNSEEN_FOR;
         (too_many || unseen).then_some(state.held)
-    }
-}
-
-impl State {
-    fn note(&mut self) {
-        self.accepted += 1;
-        self.held_since = (self.held > 0).then(Instant::now);
     }
 }
 
@@ -181,7 +189,7 @@ mod tests {
         let _held = acceptance.hold(2, MOST_HELD);
         let before = Instant::now() + HELD_FOR;
         std::thread::sleep(Duration::from_millis(5));
-        acceptance.probed();
+        acceptance.accepted(Vec::new());
         assert_eq!(acceptance.count(), 1);
         assert_eq!(acceptance.too_many_held(before, true), None);
         assert!(
@@ -189,5 +197,16 @@ mod tests {
                 .too_many_held(Instant::now() + HELD_FOR, true)
                 .is_some()
         );
+    }
+
+    #[test]
+    fn few_records_in_a_row_are_given_up_while_nothing_new_is_accepted() {
+        let acceptance = Acceptance::default();
+        let given_up = |times: usize| (0..times).filter(|_| acceptance.may_give_up()).count();
+        assert_eq!(given_up(100), MOST_GIVEN_UP);
+        acceptance.probed();
+        assert_eq!(given_up(1), 0, "a probe is nothing new");
+        acceptance.accepted(Vec::new());
+        assert_eq!(given_up(1), 1);
     }
 }

@@ -41,8 +41,12 @@ const TICK: Duration = Duration::from_millis(20);
 /// How often it is looked whether a write in flight is held, so that another one may go out.
 const HELD_TICK: Duration = Duration::from_millis(200);
 
-/// How often a record has to be rejected while the store accepts another write.
-const REJECTIONS: u32 = 2;
+/// How often in a row a record has to be rejected while the store accepts another write: one of several servers
+/// behind a name may reject everything.
+const REJECTIONS: u32 = 6;
+
+/// Pause between two of these, times how many there were.
+const REJECTION_PAUSE: Duration = Duration::from_millis(20);
 
 /// Failures of a batch that may pass by themselves, after which it is halved if other writes succeed: so
 /// sound records do not wait for one that a server stumbles over, nor for a limit on requests.
@@ -286,8 +290,17 @@ async fn write_until_decided(
             proved = suspect && !is_alone && context.acceptance.count() > seen;
         }
         proofs = if proved { proofs + 1 } else { 0 };
-        if proved && (batch.len() > 1 || proofs >= REJECTIONS) {
+        if !proved {
+            continue;
+        }
+        if batch.len() > 1 || (proofs >= REJECTIONS && context.acceptance.may_give_up()) {
             return Ok(isolate(&failure));
+        }
+        if proofs >= REJECTIONS {
+            // Known documents are accepted, new ones are not: that is hardly the fault of so many records.
+            trouble.wait(&failure, true).await?;
+        } else {
+            tokio::time::sleep(REJECTION_PAUSE * proofs).await;
         }
     }
 }
@@ -334,8 +347,10 @@ impl<'a> Trouble<'a> {
         context.metrics.store_paused(context.outage.lasts());
         // Records that fail while others succeed take no place of those either, and are no reason to stop.
         let records = if unproved { self.batch.len() } else { 0 };
-        let counted = self.held.as_ref().map(Held::records);
-        if (unproved || self.part.is_isolated) && counted.is_none_or(|counted| counted < records) {
+        if !unproved && !self.part.is_isolated {
+            // An outage is no rejection, whatever was said before it.
+            self.held = None;
+        } else if self.held.as_ref().map(Held::records) != Some(records) {
             self.held = Some(context.acceptance.hold(self.part.batch, records));
         }
         if let Some(records) = held_too_long(context) {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -26,6 +27,8 @@ use tcbert_worker::telemetry::Metrics;
 use tcbert_worker::tokenize::PromptTokenizer;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::wait_until;
+
 const TOPIC: &str = "documents";
 const HIDDEN: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,6 +49,8 @@ struct MoodyStore {
     poison: HashSet<String>,
     /// A write that holds it fails in a way that looks as if it passed by itself.
     stumbles_over: HashSet<String>,
+    /// Only what is there already may be written.
+    takes_no_new: AtomicBool,
     written: Mutex<BTreeMap<String, usize>>,
     rest: CountingStore,
 }
@@ -60,6 +65,7 @@ impl MoodyStore {
             mood: Mutex::new(moods.iter().rev().copied().collect()),
             poison: poison.iter().map(|id| (*id).to_owned()).collect(),
             stumbles_over: HashSet::new(),
+            takes_no_new: AtomicBool::new(false),
             written: Mutex::default(),
             rest: CountingStore::default(),
         }
@@ -84,6 +90,10 @@ impl MoodyStore {
             return Err(StoreError::Transient("internal error".to_owned()));
         }
         let mut written = self.written.lock();
+        let is_known = |write: &PointWrite| written.contains_key(write.id().as_str());
+        if self.takes_no_new.load(Ordering::Acquire) && !batch.iter().all(is_known) {
+            return Err(StoreError::Rejected("quota of points".to_owned()));
+        }
         for write in batch {
             *written.entry(write.id().as_str().to_owned()).or_default() += 1;
         }
@@ -502,6 +512,7 @@ async fn records_of_a_shard_that_is_away_let_the_others_pass() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(ground.dead_letters.all().len(), 0);
+        ground.wait_for_commit(0, 1);
         let committed = ground.script.committed();
         assert_eq!(committed.get(&TopicPartition::new(TOPIC, 0)), Some(&1));
         ground.shutdown.cancel();
@@ -692,4 +703,55 @@ async fn the_last_commit_is_made_again_while_there_is_time() {
     assert_eq!(stopping.await.unwrap().unwrap(), Ending::Stopped);
     let committed = script.committed();
     assert_eq!(committed.get(&TopicPartition::new(TOPIC, 0)), Some(&10));
+}
+
+/// The last accepted write is accepted again, which proves little where no new document is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_takes_no_new_documents_is_not_the_fault_of_all_of_them() {
+    let store = MoodyStore::new(&[], &[]);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..4));
+    ground.wait_for_commit(0, 4);
+    store.takes_no_new.store(true, Ordering::Release);
+    ground.script.records(records(0, 4..404));
+    let dead_letters = ground.dead_letters.clone();
+    let error = ground.fails().await;
+    assert!(
+        matches!(&error, PipelineError::Store(StoreError::Fatal(reason)) if reason.contains("quota")),
+        "{error}"
+    );
+    let given_up = dead_letters.all().len();
+    assert!(given_up <= 50, "{given_up} sound records are dead-lettered");
+}
+
+/// An outage that begins while rejected records wait is an outage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_after_rejections_is_waited_for() {
+    let moods = [vec![Mood::Rejects; 300], vec![Mood::Away; 100_000]].concat();
+    let store = MoodyStore::new(&moods, &[]);
+    let ground = Ground::start(store.clone(), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..200));
+    wait_until("the outage", || store.mood.lock().len() < 100_000).await;
+    // Longer than rejected records may wait.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(!ground.running.is_finished(), "the worker ended");
+    store.mood.lock().clear();
+    ground.wait_for_commit(0, 200);
+    assert!(ground.dead_letters.all().is_empty());
+    ground.stop().await.unwrap();
+}
+
+/// Rejected records at the end of a job are given up as elsewhere, though nothing follows them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_records_at_the_end_let_a_job_end() {
+    let ids: Vec<String> = (20..40).map(|offset| format!("0-{offset}")).collect();
+    let poison: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let ground = Ground::start(MoodyStore::new(&[], &poison), 512);
+    ground.script.assign(TOPIC, &[0], 1);
+    ground.script.records(records(0, 0..40));
+    ground.wait_for_commit(0, 40);
+    assert_eq!(ground.dead_letters.all().len(), 20);
+    ground.stop().await.unwrap();
 }
