@@ -214,7 +214,7 @@ impl Engine {
         if self.limits.min_free_bytes == 0 {
             return Ok(());
         }
-        self.check_free(self.limits.min_free_bytes)
+        self.check_free(self.limits.min_free_bytes.max(self.limits.needed_to_map))
     }
 
     fn check_free(&self, needed: u64) -> Result<(), StoreError> {
@@ -223,7 +223,8 @@ impl Engine {
             return Ok(());
         }
         Err(StoreError::Full(format!(
-            "{} MB are free on the disk of the embedded store (store.path), {} are needed (store.min_free_mb is {})",
+            "{} MB are free on the disk of the embedded store (store.path), {} are needed to open it or write into it \
+             (store.min_free_mb is {})",
             free / MEGABYTE,
             needed / MEGABYTE,
             self.limits.min_free_bytes / MEGABYTE
@@ -484,5 +485,8 @@ mod tests {
         engine.limits.needed_to_map = u64::MAX;
         let loaded = engine.load().map(drop);
         assert!(matches!(loaded, Err(StoreError::Full(_))), "{loaded:?}");
+        engine.limits.min_free_bytes = 1;
+        let room = engine.check_room();
+        assert!(matches!(room, Err(StoreError::Full(_))), "{room:?}");
     }
 }
