@@ -206,7 +206,10 @@ impl PollThread {
         }
         let (value, fault) = value_of(message);
         held.next = Some(offset + 1);
-        held.delivered.push(identity);
+        // To read a value again that is not kept would hold it a second time.
+        if message.payload_len() <= LARGEST_VALUE {
+            held.delivered.push(identity);
+        }
         held.delivered_next = held.next;
         held.ended = held.end.is_some_and(|end| offset + 1 >= end);
         let record = SourceRecord {
