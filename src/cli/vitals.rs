@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::document::RecordPosition;
 use crate::kafka::{KafkaSource, PartitionStatus, SourceStatus, shorten};
 use crate::telemetry::{Health, Metrics, Part, PartitionLag};
 
@@ -24,16 +25,7 @@ pub(super) async fn watch(source: Arc<KafkaSource>, metrics: Metrics, health: He
         tokio::time::sleep(INTERVAL).await;
         let now = Instant::now();
         let status = source.status();
-        metrics.partitions(status.partitions.iter().map(|p| lag(p, now)).collect());
-        for (part, trouble) in [
-            (Part::Broker, broker_trouble(&status, now)),
-            (Part::Assignment, assignment_trouble(&status, now)),
-        ] {
-            match trouble {
-                Some(reason) => health.set_trouble(part, reason),
-                None => health.set_well(part),
-            }
-        }
+        publish(&status, now, &metrics, &health);
         let stalled = status.partitions.iter().filter(|p| is_stalled(p, now));
         if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
             for partition in stalled {
@@ -46,6 +38,20 @@ pub(super) async fn watch(source: Arc<KafkaSource>, metrics: Metrics, health: He
                     "records of a partition wait and none is processed"
                 );
             }
+        }
+    }
+}
+
+/// Publishes what the source says of itself, as it looks at `now`.
+pub fn publish(status: &SourceStatus, now: Instant, metrics: &Metrics, health: &Health) {
+    metrics.partitions(status.partitions.iter().map(|p| lag(p, now)).collect());
+    for (part, trouble) in [
+        (Part::Broker, broker_trouble(status, now)),
+        (Part::Assignment, assignment_trouble(status, now)),
+    ] {
+        match trouble {
+            Some(reason) => health.set_trouble(part, reason),
+            None => health.set_well(part),
         }
     }
 }
@@ -117,6 +123,11 @@ fn assignment_trouble(status: &SourceStatus, now: Instant) -> Option<String> {
             shorten(&stalled, ", ")
         ));
     }
+    if let Some(RecordPosition { partition, offset }) = &status.damaged {
+        reasons.push(format!(
+            "a batch of records of {partition} at offset {offset} fails its checksum"
+        ));
+    }
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
@@ -142,6 +153,7 @@ mod tests {
             partitions: vec![partition(0, 5, None)],
             unreachable: Some((start, "no broker responds".to_owned())),
             missing: Some((start, vec!["nwes".to_owned()])),
+            damaged: None,
         };
         assert_eq!(broker_trouble(&status, start), None);
         assert_eq!(assignment_trouble(&status, start), None);
@@ -176,6 +188,13 @@ mod tests {
         }];
         let reason = assignment_trouble(&status, later).unwrap();
         assert!(reason.contains("news[3]"), "{reason}");
+        status.partitions.clear();
+        status.damaged = Some(RecordPosition {
+            partition: TopicPartition::new("news", 7),
+            offset: 8,
+        });
+        let reason = assignment_trouble(&status, start).unwrap();
+        assert!(reason.contains("news[7] at offset 8"), "{reason}");
     }
 
     #[test]

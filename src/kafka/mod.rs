@@ -6,6 +6,7 @@ mod client;
 mod committer;
 mod compare;
 mod counters;
+mod damage;
 mod dead_letter;
 mod delivered;
 mod desk;

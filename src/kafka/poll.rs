@@ -12,7 +12,9 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use super::client;
 use super::compare;
+use super::damage::{self, Search};
 use super::desk::Begin;
+use super::held::Held;
 use super::offsets;
 use super::rebalance::{self, GroupConsumer, Other, Phase, Shared};
 use super::text;
@@ -55,6 +57,8 @@ pub(super) struct PollThread {
     check_at: Option<Instant>,
     /// When a batch was last found damaged, and how often in a row.
     damaged: Option<(Instant, u32)>,
+    /// Finds out which batch that is.
+    search: Search,
 }
 
 impl PollThread {
@@ -63,6 +67,7 @@ impl PollThread {
         shared: Arc<Shared>,
         records: Sender<SourceEvent>,
         begins: Receiver<Begin>,
+        search: Search,
     ) -> Self {
         Self {
             consumer,
@@ -75,6 +80,7 @@ impl PollThread {
             begins,
             check_at: None,
             damaged: None,
+            search,
         }
     }
 
@@ -300,19 +306,38 @@ impl PollThread {
     /// The client has found a batch that fails its checksum, and passes over it. What was damaged on
     /// the way is whole when it is read again; what is damaged on the broker's disk ends the worker.
     fn on_damage(&mut self) {
-        let recent = self.damaged.filter(|(at, _)| at.elapsed() < DAMAGE_COUNTS);
-        let times = recent.map_or(0, |(_, times)| times);
-        if times < DAMAGE_REREADS {
-            tracing::warn!("a batch of records fails its checksum; it is read again");
-            if self.check_again() {
-                self.damaged = Some((Instant::now(), times + 1));
-            }
+        let places = self.places();
+        if !self.check_again() {
             return;
         }
-        let text = "a batch of records fails its checksum whenever it is read, and the client would skip it; check the \
-                    broker's disk (kafka-dump-log finds it) and the network";
-        let error = SourceError::Fatal(text.to_owned());
-        self.consumer.context().fail(error);
+        let recent = self.damaged.filter(|(at, _)| at.elapsed() < DAMAGE_COUNTS);
+        let times = recent.map_or(0, |(_, times)| times);
+        self.damaged = Some((Instant::now(), times + 1));
+        if times < DAMAGE_REREADS {
+            self.search.begin(places, damage::log);
+            return;
+        }
+        // Until the search is over each damaged batch leads to another check, so that none is passed over.
+        let consumer = Arc::downgrade(&self.consumer);
+        self.search.begin(places, move |found| {
+            let text = damage::last_words(found);
+            if let Some(consumer) = consumer.upgrade() {
+                consumer.context().fail(SourceError::Fatal(text));
+            }
+        });
+    }
+
+    /// Where the partitions that are being read go on.
+    fn places(&self) -> Vec<RecordPosition> {
+        let desk = self.shared.desk.lock();
+        let reading = desk.all().filter(|held| !held.checking && !held.ended);
+        let place = |held: &Held| {
+            Some(RecordPosition {
+                partition: held.partition.clone(),
+                offset: held.next.max(held.position)?,
+            })
+        };
+        reading.filter_map(place).collect()
     }
 
     /// Whether trouble of this kind is to be spoken of again.

@@ -19,7 +19,7 @@ use super::offsets;
 use super::range;
 use super::rebalance::{GroupConsumer, Phase, Shared};
 use super::settings::KafkaSettings;
-use crate::document::{Generation, TopicPartition};
+use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::source::SourceError;
 
 /// How often the brokers are asked.
@@ -63,6 +63,17 @@ pub struct SourceStatus {
     pub unreachable: Option<(Instant, String)>,
     /// Since when topics of `kafka.topic` do not exist, and which.
     pub missing: Option<(Instant, Vec<String>)>,
+    /// A batch that fails its checksum and is read again.
+    pub damaged: Option<RecordPosition>,
+}
+
+impl SourceStatus {
+    /// Whether the partition is known to end there.
+    pub(super) fn is_at_end(&self, place: &RecordPosition) -> bool {
+        let mut partitions = self.partitions.iter();
+        let found = partitions.find(|status| status.partition == place.partition);
+        found.is_some_and(|status| status.end.is_some_and(|end| end <= place.offset))
+    }
 }
 
 /// A partition as the assignment knows it.
@@ -186,6 +197,8 @@ impl ProgressThread {
         }
         let since = status.unreachable.as_ref().map(|(since, _)| *since);
         status.unreachable = trouble.map(|reason| (since.unwrap_or(now), reason.to_owned()));
+        let damaged = status.damaged.take();
+        status.damaged = damaged.filter(|place| stands_before(positions, place));
     }
 
     /// Commits the ends of partitions before which nothing stands any more.
@@ -231,6 +244,12 @@ impl ProgressThread {
             seen.patience = (seen.patience * 2).min(LONGEST_IDLE);
         }
     }
+}
+
+/// Whether the partition is still assigned and not past the place.
+fn stands_before(positions: &[Position], place: &RecordPosition) -> bool {
+    let mut positions = positions.iter();
+    positions.any(|held| held.partition == place.partition && held.position <= Some(place.offset))
 }
 
 impl Seen {
@@ -337,5 +356,25 @@ mod tests {
         assert_eq!(status(Some(12), Some(10)).lag(), Some(0));
         assert_eq!(status(None, Some(10)).lag(), None);
         assert_eq!(status(Some(3), None).lag(), None);
+    }
+
+    #[test]
+    fn a_place_is_the_end_only_where_the_end_is_known() {
+        let place = |number, offset| RecordPosition {
+            partition: TopicPartition::new("news", number),
+            offset,
+        };
+        let status = SourceStatus {
+            partitions: vec![PartitionStatus {
+                partition: TopicPartition::new("news", 0),
+                position: Some(3),
+                end: Some(10),
+                waiting_since: None,
+                checking_since: None,
+            }],
+            ..SourceStatus::default()
+        };
+        assert!(status.is_at_end(&place(0, 10)));
+        assert!(!status.is_at_end(&place(0, 9)) && !status.is_at_end(&place(1, 10)));
     }
 }

@@ -13,6 +13,7 @@ use super::check::{CheckThread, CountStoredBeyond, Request};
 use super::client;
 use super::committer::{self, Committer};
 use super::counters::SourceCounters;
+use super::damage::Search;
 use super::desk::{ChunkBounds, Desk};
 use super::poll::{PollThread, QUEUE_CHUNKS};
 use super::progress::{ProgressThread, SourceStatus};
@@ -172,7 +173,7 @@ impl KafkaSource {
             count_stored_beyond: beside.stored,
         };
         check.spawn().map_err(no_thread)?;
-        let status = Arc::default();
+        let status: Arc<Mutex<SourceStatus>> = Arc::default();
         // A bounded job is watched as a whole.
         if !is_bounded {
             let progress = ProgressThread {
@@ -186,7 +187,8 @@ impl KafkaSource {
             };
             progress.spawn()?;
         }
-        let poll = PollThread::new(consumer, Arc::clone(&shared), records, checked);
+        let search = Search::new(settings.clone(), Arc::clone(&status));
+        let poll = PollThread::new(consumer, Arc::clone(&shared), records, checked, search);
         let (alive, ended) = bounded(1);
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())

@@ -653,22 +653,32 @@ fn members_that_come_and_go_while_logs_are_checked_leave_no_partition_behind() {
     first.run_to("all records", |reader| reader.unique_keys() == keys(0..120));
 }
 
-/// The client would pass over it.
+/// The client would pass over it, and does not say which one it is.
 #[test]
-fn a_batch_that_fails_its_checksum_is_not_skipped() {
-    let (broker, producer) = broker(1);
+fn a_batch_that_fails_its_checksum_is_named_and_not_skipped() {
+    let (broker, producer) = broker(3);
     let address = broker.bootstrap_servers();
-    producer.produce(TOPIC, &records(0..1, 1)).unwrap();
-    wire::produce_damaged(&address, (TOPIC, 0), b"damaged");
-    producer.produce(TOPIC, &records(2..3, 1)).unwrap();
+    producer.produce(TOPIC, &records(0..3, 3)).unwrap();
+    wire::produce_damaged(&address, (TOPIC, 1), b"damaged");
+    producer.produce(TOPIC, &records(3..6, 3)).unwrap();
     let mut reader = Reader::start(&settings(&address));
+    reader.run_to("the damaged batch in readiness", |reader| {
+        let damaged = reader.source.status().damaged;
+        damaged.is_some_and(|place| place.to_string() == format!("{TOPIC}[1]@1"))
+    });
     reader.run_to("a failure", |reader| reader.failure.is_some());
     let failure = reader.failure.take().unwrap().to_string();
-    assert!(failure.contains("checksum"), "{failure}");
-    assert_eq!(reader.unique_keys(), keys(0..1));
+    let place = format!("of {TOPIC}[1] at offset 1 fails its checksum");
+    assert!(failure.contains(&place), "{failure}");
+    let read = reader.unique_keys();
+    assert!(
+        read.contains("doc-1") && !read.contains("doc-4"),
+        "{read:?}"
+    );
     reader.commit(CommitMode::Wait).unwrap();
     let positions = group_positions(&settings(&address)).unwrap();
-    assert_eq!(positions[0].committed, Some(1));
+    let of_one = positions.iter().find(|one| one.partition.partition == 1);
+    assert_eq!(of_one.unwrap().committed, Some(1));
 }
 
 #[test]
