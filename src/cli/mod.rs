@@ -19,7 +19,7 @@ mod search;
 mod tag;
 mod tag_all;
 mod taxonomy;
-mod vitals;
+pub mod vitals;
 mod whiten;
 
 use std::io::IsTerminal;

@@ -109,6 +109,11 @@ fn a_whitening_is_fitted_shown_and_used() {
     assert!(String::from_utf8_lossy(&flat.stderr).contains("larger shrinkage"));
 }
 
+pub fn free_port() -> u16 {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
+}
+
 pub fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -125,10 +130,7 @@ pub fn get(port: u16, path: &str) -> Option<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_is_not_ready_while_the_store_is_away_and_tells_its_lag() {
     let mut ground = Ground::new(1);
-    let port = {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port()
-    };
+    let port = free_port();
     let mut command = ground.command(&["run"]);
     command.env("TCBERT__ADMIN__LISTEN", format!("127.0.0.1:{port}"));
     let run = command

@@ -20,7 +20,7 @@ const VENDORS: [(&str, &str); 6] = [
 
 /// Where a program is started, and which, as the code says it. Whatever else a test needs, a library
 /// does: a minimal system does not even have `kill`.
-const STARTED: [(&str, &str); 7] = [
+const STARTED: [(&str, &str); 8] = [
     ("tests/", r#"env!("CARGO_BIN_EXE_tcbert-worker")"#),
     ("tests/", "std::env::current_exe().unwrap()"),
     // The program itself.
@@ -32,6 +32,8 @@ const STARTED: [(&str, &str); 7] = [
     ("tests/it/prerequisites.rs", "link"),
     // The program itself, or an older one to compare with.
     ("tests/it/memory.rs", "program"),
+    // Compares what the tests compute by themselves, where it happens to be installed.
+    ("tests/it/alerts/rules.rs", r#""promtool""#),
 ];
 
 struct Source {

@@ -1,5 +1,11 @@
 //! Alerts and dashboard speak of series, labels and keys that exist.
 
+mod failures;
+mod film;
+mod promql;
+mod rules;
+mod scene;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
@@ -85,6 +91,69 @@ fn every_series_and_label_of_alerts_and_dashboard_is_shown() {
         }
     }
     assert!(!matchers(&read("docker/prometheus/alerts.yaml")).is_empty());
+}
+
+/// Each failure's test shows that its alerts fire and that these series move.
+#[test]
+fn every_alert_fires_and_every_series_and_label_moves_in_a_failure() {
+    let alerts = failures::ALL.iter().flat_map(|failure| failure.alerts);
+    let firing: BTreeSet<&str> = alerts.map(|(alert, _)| *alert).collect();
+    let rules = rules::read();
+    let named: BTreeSet<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(firing, named);
+    let moves = failures::ALL.iter().flat_map(|failure| failure.moves);
+    let moving: BTreeSet<&str> = moves.copied().collect();
+    let moves = |wanted: &str| {
+        let mut moving = moving.iter();
+        moving.any(|series| *series == wanted || series.starts_with(&format!("{wanted}{{")))
+    };
+    for file in [
+        "docker/prometheus/alerts.yaml",
+        "docker/grafana/dashboard.json",
+    ] {
+        let text = read(file);
+        for name in series(&text) {
+            assert!(moves(&name), "{file}: {name} moves in no failure");
+        }
+        for matcher in matchers(&text) {
+            let mut moving = moving.iter();
+            let moves = moving.any(|series| series.contains(&format!("{{{matcher}}}")));
+            assert!(moves, "{file}: {matcher} moves in no failure");
+        }
+    }
+    // The dashboard shows each value of these labels.
+    for part in Part::ALL {
+        assert!(moves(&format!("tcbert_well{{part={:?}}}", part.name())));
+    }
+    for value in [
+        "written",
+        "deleted",
+        "superseded",
+        "dead_lettered",
+        "abandoned",
+    ] {
+        assert!(
+            moves(&format!("tcbert_documents_total{{outcome={value:?}}}")),
+            "{value}"
+        );
+    }
+    for value in ["assigned", "revoked", "lost"] {
+        assert!(
+            moves(&format!("tcbert_rebalances_total{{kind={value:?}}}")),
+            "{value}"
+        );
+    }
+    let shown = shown();
+    let stages = shown
+        .lines()
+        .filter(|line| line.starts_with("tcbert_stage_seconds_count{"));
+    let stages: Vec<&str> = stages
+        .filter_map(|line| line.split_once(' ').map(|(one, _)| one))
+        .collect();
+    assert!(stages.len() >= 8, "{stages:?}");
+    for stage in stages {
+        assert!(moves(stage), "{stage} moves in no failure");
+    }
 }
 
 #[test]
