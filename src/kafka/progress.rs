@@ -27,8 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
 /// How often it is looked whether the topics exist.
 const TOPICS_EVERY: Duration = Duration::from_secs(10);
-/// How long a partition stands before its end until a gap is looked for; it doubles.
-const IDLE: Duration = Duration::from_secs(3);
+/// How long a partition stands before its end until a gap is looked for; it doubles. To look for it is to fetch the
+/// next batch once more, which the consumer may still be unpacking: one of hundreds of megabytes takes seconds.
+const IDLE: Duration = Duration::from_secs(20);
 const LONGEST_IDLE: Duration = Duration::from_secs(60);
 
 /// How one assigned partition does.

@@ -9,7 +9,7 @@ use tcbert_worker::kafka::{
 };
 
 use crate::processes::signal;
-use crate::support::{DEAD_LETTERS, TOPIC, broker, settings, wait_within};
+use crate::support::{DEAD_LETTERS, TOPIC, broker, places, settings, wait_within};
 
 /// What records with many small attributes may take, generously: it was 2.2 GB. And what the worker may take beside one
 /// value that is larger than it ever holds.
@@ -29,24 +29,13 @@ fn huge_megabytes() -> usize {
 struct Running(Child);
 
 impl Running {
-    fn start(broker: &EmbeddedBroker, folder: &Path, store: &[(&str, &str)]) -> Self {
+    fn start(broker: &EmbeddedBroker, folder: &Path) -> Self {
         let program = std::env::var("TCBERT_TEST_BINARY")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_tcbert-worker").to_owned());
-        let spool = folder.join("spool").display().to_string();
-        let brokers = broker.bootstrap_servers();
-        let base = [
-            ("KAFKA__BROKERS", brokers.as_str()),
-            ("KAFKA__TOPIC", TOPIC),
-            ("KAFKA__GROUP_ID", "tests"),
-            ("KAFKA__DEAD_LETTER_TOPIC", DEAD_LETTERS),
-            ("DEAD_LETTER__SPOOL_DIR", spool.as_str()),
-            ("STORE__APPLY_MIGRATIONS", "true"),
-        ];
-        let variables = base.iter().chain(store);
         let child = Command::new(program)
             .arg("run")
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .envs(variables.map(|(key, value)| (format!("TCBERT__{key}"), *value)))
+            .envs(places(broker, folder))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.join("log")).unwrap())
             .spawn()
@@ -104,7 +93,7 @@ fn records() -> i32 {
 }
 
 /// Lets a worker write the records, and gives its peak.
-async fn peak_of_many_attributes(store: &[(&str, &str)], folder: &Path) -> Option<u64> {
+async fn peak_of_many_attributes(folder: &Path) -> Option<u64> {
     let records = records();
     let broker = EmbeddedBroker::start(&[(TOPIC, records), (DEAD_LETTERS, 1)]).unwrap();
     // What the client unpacks is not bounded, so that nothing is packed here.
@@ -113,7 +102,7 @@ async fn peak_of_many_attributes(store: &[(&str, &str)], folder: &Path) -> Optio
         producer.produce(TOPIC, &[many_attributes(number)]).unwrap();
     }
     let settings = settings(&broker, folder, &[]);
-    let mut running = Running::start(&broker, folder, store);
+    let mut running = Running::start(&broker, folder);
     wait_within("the records", 180, || {
         assert!(
             running.0.try_wait().unwrap().is_none(),
@@ -134,9 +123,7 @@ async fn peak_of_many_attributes(store: &[(&str, &str)], folder: &Path) -> Optio
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_attributes_stay_within_the_memory_that_is_promised() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("store").display().to_string();
-    let store = [("STORE__KIND", "embedded"), ("STORE__PATH", path.as_str())];
-    if let Some(peak) = peak_of_many_attributes(&store, folder.path()).await {
+    if let Some(peak) = peak_of_many_attributes(folder.path()).await {
         println!(
             "{} records of 3.9 MB into the embedded store: {peak} MiB resident at most",
             records()
@@ -157,10 +144,8 @@ async fn a_huge_value_is_not_copied_and_becomes_a_dead_letter() {
         ..SampleRecord::default()
     };
     producer(&broker, "gzip").produce(TOPIC, &[huge]).unwrap();
-    let path = folder.path().join("store").display().to_string();
-    let store = [("STORE__KIND", "embedded"), ("STORE__PATH", path.as_str())];
     let settings = settings(&broker, folder.path(), &[]);
-    let mut running = Running::start(&broker, folder.path(), &store);
+    let mut running = Running::start(&broker, folder.path());
     wait_within("the huge value", 180, || {
         assert!(
             running.0.try_wait().unwrap().is_none(),
@@ -173,15 +158,15 @@ async fn a_huge_value_is_not_copied_and_becomes_a_dead_letter() {
     signal(&running.0, "-TERM");
     assert!(running.0.wait().unwrap().success());
     let dead = list_dead_letters(&settings.kafka, &DeadLetterFilter::default()).unwrap();
-    let letter = dead.first().unwrap();
+    let dead_letter = dead.first().unwrap();
     assert_eq!(dead.len(), 1);
-    assert_eq!(letter.class, "oversized");
-    let kept = letter.value.as_ref().unwrap().len();
+    assert_eq!(dead_letter.class, "oversized");
+    let kept = dead_letter.value.as_ref().unwrap().len();
     assert!(kept <= 8192, "{kept} bytes are kept");
     if let Some(peak) = peak {
         println!("a value of {megabytes} MB in one gzip batch: {peak} MiB resident at most");
-        // The client was seen to hold it twice for a moment; it was more than three times.
+        // It was more than three times.
         let own_mib = megabytes as u64 * 1_000_000 / 1024 / 1024;
-        assert!(peak <= 2 * own_mib + BESIDE_A_VALUE_MIB, "{peak} MiB");
+        assert!(peak <= own_mib + BESIDE_A_VALUE_MIB, "{peak} MiB");
     }
 }

@@ -33,29 +33,42 @@ pub const DEAD_LETTERS: &str = "documents.dead-letters";
 /// Longest that a test waits for something that should happen soon.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Settings with `overrides` on top of what every test needs.
-pub fn settings(broker: &EmbeddedBroker, folder: &Path, overrides: &[(&str, &str)]) -> Settings {
+/// Where a worker finds its broker and its store, as variables; all else is as by default.
+pub fn places(broker: &EmbeddedBroker, folder: &Path) -> Vec<(String, String)> {
     let store = folder.join("store").display().to_string();
     let spool = folder.join("spool").display().to_string();
     let brokers = broker.bootstrap_servers();
-    let base = [
+    variables(&[
         ("KAFKA__BROKERS", brokers.as_str()),
         ("KAFKA__TOPIC", TOPIC),
         ("KAFKA__GROUP_ID", "tests"),
         ("KAFKA__DEAD_LETTER_TOPIC", DEAD_LETTERS),
-        ("KAFKA__COMMIT_INTERVAL_MS", "100"),
         ("DEAD_LETTER__SPOOL_DIR", spool.as_str()),
         ("STORE__KIND", "embedded"),
         ("STORE__PATH", store.as_str()),
         ("STORE__APPLY_MIGRATIONS", "true"),
-        ("MODEL__SESSIONS", "1"),
-        ("MODEL__THREADS", "1"),
-    ];
-    let variables = base
+    ])
+}
+
+fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs
         .iter()
-        .chain(overrides)
         .map(|(key, value)| (format!("TCBERT__{key}"), (*value).to_owned()))
-        .collect();
+        .collect()
+}
+
+/// Settings with `overrides` on top of what every test needs.
+pub fn settings(broker: &EmbeddedBroker, folder: &Path, overrides: &[(&str, &str)]) -> Settings {
+    let variables = [
+        places(broker, folder),
+        variables(&[
+            ("KAFKA__COMMIT_INTERVAL_MS", "100"),
+            ("MODEL__SESSIONS", "1"),
+            ("MODEL__THREADS", "1"),
+        ]),
+        variables(overrides),
+    ]
+    .concat();
     Settings::load(&Origins {
         file: None,
         variables,
