@@ -87,6 +87,7 @@ impl Decoder {
         if let Decoded::Document(document) = &mut decoded
             && record.value.as_ref().map_or(0, Vec::len) > LARGE_VALUE
         {
+            document.attributes.clear();
             document.left_in_record = document.left_in_record.max(1);
         }
         Ok(decoded)

@@ -126,3 +126,19 @@ proptest! {
         }
     }
 }
+
+/// One long value costs as much twice as many short ones.
+#[test]
+fn a_large_record_is_held_once() {
+    let long = "x".repeat(super::super::LARGE_VALUE);
+    let bytes = serde_json::to_vec(&json!({"title": "a", "long": long})).unwrap();
+    let decoder = decoder(|_| {});
+    let record = record(Some("k"), Some(&bytes), &[]);
+    let (Ok(Decoded::Document(held)), Ok(Decoded::Document(whole))) =
+        (decoder.decode(&record), decoder.decode_whole(&record))
+    else {
+        panic!("it is valid");
+    };
+    assert!(held.left_in_record > 0 && held.attributes.is_empty());
+    assert_eq!(whole.attributes["long"], json!(long));
+}
