@@ -157,7 +157,10 @@ fn an_idle_topic_with_transactions_has_no_lag_and_no_gap_when_its_markers_expire
     let topic = apache_kafka::unique("transactions");
     kafka.create_topic(&topic, 1, &[]);
     let transactions = Transactions::begin(kafka.bootstrap_servers(), &topic);
-    let settings = settings(kafka.bootstrap_servers(), &topic);
+    // As in a cluster most of whose brokers are away: a client tries them one after the other.
+    let away = (1..9).map(|port| format!("127.0.0.1:{port},"));
+    let brokers = away.collect::<String>() + kafka.bootstrap_servers();
+    let settings = settings(&brokers, &topic);
     transactions.send(0..5, true);
     transactions.send(900..903, false);
     // Five records, their marker, three that were taken back, and their marker.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
 
@@ -255,10 +255,10 @@ pub(in crate::kafka) fn is_gap(
                 return Ok(reaches(&consumer, partition, end));
             }
             // A damaged batch, which the client passes over, is no gap.
-            Some(Err(error)) => {
-                tracing::debug!(%error, "looking for the end of a range");
+            Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::BadMessage))) => {
                 return Ok(false);
             }
+            Some(Err(error)) => tracing::debug!(%error, "looking for the end of a range"),
             None => {}
         }
     }
