@@ -12,6 +12,9 @@ use super::fields::{Field, FieldValue, Fields};
 use super::settings::FieldPointers;
 use crate::bounds::Violation;
 
+/// How `serde_json` names the only member of an object that stands for unparsed text.
+const RESERVED_NAME: &str = "$serde_json::private::RawValue";
+
 /// Longest pointer in bytes.
 const LONGEST_POINTER_BYTES: usize = 512;
 
@@ -223,7 +226,10 @@ impl<'de> Visitor<'de> for ReadFields<'_> {
                     fields.set(*field, value);
                 }
                 Some(Target::Inside(wanted)) => {
-                    let tree: Value = map.next_value()?;
+                    let tree = map.next_value_seed(ReadTree {
+                        values: &mut 0,
+                        most: usize::MAX,
+                    })?;
                     let rest = pick(&mut fields, wanted, tree);
                     fields.unmapped.remove(name.as_ref());
                     if let (true, Some(rest)) = (self.mapping.keep_unmapped, rest) {
@@ -415,13 +421,24 @@ impl<'de> Visitor<'de> for ReadName {
         formatter.write_str("a name")
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Cow::Borrowed(text))
+    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        unreserved(text).map(Cow::Borrowed)
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Cow::Owned(text.to_owned()))
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        unreserved(text).map(|name| Cow::Owned(name.to_owned()))
     }
+}
+
+/// Rejects a name that the parser keeps for itself: whoever reads the payload again, as the embedded store's
+/// engine does, would take its value for JSON text, of any depth or none.
+fn unreserved<E: serde::de::Error>(name: &str) -> Result<&str, E> {
+    if name == RESERVED_NAME {
+        return Err(E::custom(format_args!(
+            "the name {name:?} is reserved; give the field another one"
+        )));
+    }
+    Ok(name)
 }
 
 /// Reads a field's value; arrays and objects are skipped, only their kind is kept.

@@ -451,3 +451,31 @@ fn the_samples_are_documents_balanced_over_their_topics() {
         );
     }
 }
+
+/// The embedded store's engine reads its payload with the same parser, and would not open again.
+#[test]
+fn a_name_that_the_parser_keeps_for_itself_is_rejected_wherever_it_stands() {
+    let name = "$serde_json::private::RawValue";
+    let deep = "[".repeat(120) + &"]".repeat(120);
+    let objects = [
+        json!({"title": "t", name: 5}),
+        json!({"title": "t", "more": {name: "not json"}}),
+        json!({"title": "t", "attributes": {"a": [{name: deep.clone()}]}}),
+        json!({"data": {"title": "t", "more": {name: json!({name: deep}).to_string()}}}),
+    ];
+    for pointer in ["/title", "/data/title"] {
+        let decoder = decoder(|settings| settings.fields.title = pointer.to_owned());
+        for object in &objects {
+            // Escaped, it is the same name.
+            for text in [
+                object.to_string(),
+                object.to_string().replace("$serde", "\\u0024serde"),
+            ] {
+                let record = record(Some("k"), Some(text.as_bytes()), &[]);
+                let error = decoder.decode(&record).unwrap_err();
+                assert_eq!(error.class(), "invalid_json", "{text}");
+                assert!(error.to_string().contains("is reserved"), "{error}");
+            }
+        }
+    }
+}
