@@ -34,9 +34,12 @@ const JOB_KEYS: u64 = 64;
 /// Jobs of one key; the oldest leave first.
 const JOBS_PER_KEY: usize = 64;
 /// How often it is looked whether another job's registration has overwritten this one's.
-const REGISTER_ATTEMPTS: u32 = 6;
-/// Pause before it is written again: in a cluster of servers it arrives a little later at some.
-const REGISTER_PAUSE: Duration = Duration::from_millis(300);
+const REGISTER_ATTEMPTS: u32 = 8;
+/// Pause after an entry is written and before it is looked for, at least. Who read the key before it was written may
+/// write it later without this entry; and in a cluster of servers it arrives a little later at some.
+const REGISTER_PAUSE: Duration = Duration::from_millis(200);
+/// How much longer the pause may be, so that jobs that share a key do not write at the same moments for ever.
+const REGISTER_JITTER: Duration = Duration::from_millis(300);
 
 /// Who writes into a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,8 +225,9 @@ async fn list(
     whole: Whole,
 ) -> Result<String, StoreError> {
     for attempt in 0..REGISTER_ATTEMPTS {
-        if attempt > 1 {
-            tokio::time::sleep(REGISTER_PAUSE).await;
+        if attempt > 0 {
+            let jitter = REGISTER_JITTER.mul_f64(rand::random());
+            tokio::time::sleep(REGISTER_PAUSE + jitter).await;
         }
         let found = existing(store).await?;
         let list = list_id_of(&found);
