@@ -17,6 +17,7 @@ use tcbert_worker::source::{
 
 use crate::apache_kafka::{self, ApacheKafka, unique};
 use crate::kafka_reader::{PATIENCE, Reader, failure_of, keys, records};
+use crate::proxy::Proxy;
 
 /// A topic of this test's own with a group to read it.
 struct Ground<'a> {
@@ -640,4 +641,31 @@ fn a_range_ends_behind_records_that_are_never_delivered() {
     assert_eq!(reader.keys, ["doc-0", "doc-0"]);
     let progress = reader.source.range_progress().unwrap();
     assert_eq!((progress.done(), progress.total()), (8, 8));
+}
+
+/// Only one that is damaged where it stands ends the worker.
+#[test]
+fn a_batch_that_is_damaged_on_its_way_is_read_again() {
+    let proxy = Proxy::reserve();
+    // The broker itself must name the proxy as its address.
+    let advertised = format!("CLIENT://{}", proxy.address());
+    let properties = [("advertised.listeners", advertised.as_str())];
+    let test = "a_batch_that_is_damaged_on_its_way_is_read_again";
+    let lead = |address: &str| proxy.forward_to(address);
+    let Some(kafka) = apache_kafka::own_behind(test, &properties, lead) else {
+        return;
+    };
+    let ground = Ground::new(&kafka, 3);
+    ground.produce(&records(0..9, 3));
+    // As often as the worker reads it again; what looks for the batch takes a share of them.
+    proxy.damage(b"value 4", 3);
+    let mut reader = Reader::start(&ground.settings());
+    reader.read_all(9);
+    assert_eq!(proxy.to_be_damaged(), 0);
+    assert!(reader.failure.is_none(), "{:?}", reader.failure);
+    assert_eq!(reader.unique_keys(), keys(0..9));
+    reader.commit(CommitMode::Wait).unwrap();
+    reader.run_to("a readiness that names none", |reader| {
+        reader.source.status().damaged.is_none()
+    });
 }

@@ -11,7 +11,9 @@ use tcbert_worker::kafka::{
     EmbeddedBroker, FailingRequest, InjectedError, KafkaSettings, KafkaSource, OnMissingOffset,
     Properties, RangeJob, RangeSpec, SampleProducer, SampleRecord, group_positions,
 };
-use tcbert_worker::source::{CommitMode, Header, Source, SourceError, SourceEvent, SourceRecord};
+use tcbert_worker::source::{
+    CommitMode, CommitOffset, Header, Source, SourceError, SourceEvent, SourceRecord,
+};
 use tcbert_worker::watermark::Watermarks;
 
 const TOPIC: &str = "news";
@@ -662,6 +664,8 @@ fn a_batch_that_fails_its_checksum_is_named_and_not_skipped() {
     wire::produce_damaged(&address, (TOPIC, 1), b"damaged");
     producer.produce(TOPIC, &records(3..6, 3)).unwrap();
     let mut reader = Reader::start(&settings(&address));
+    // What was delivered and is not committed yet is not looked at again.
+    reader.acknowledges = false;
     reader.run_to("the damaged batch in readiness", |reader| {
         let damaged = reader.source.status().damaged;
         damaged.is_some_and(|place| place.to_string() == format!("{TOPIC}[1]@1"))
@@ -675,10 +679,29 @@ fn a_batch_that_fails_its_checksum_is_named_and_not_skipped() {
         read.contains("doc-1") && !read.contains("doc-4"),
         "{read:?}"
     );
+    let receipts: Vec<_> = reader.records.iter().map(SourceRecord::receipt).collect();
+    reader.watermarks.acknowledge(&receipts);
     reader.commit(CommitMode::Wait).unwrap();
     let positions = group_positions(&settings(&address)).unwrap();
     let of_one = positions.iter().find(|one| one.partition.partition == 1);
     assert_eq!(of_one.unwrap().committed, Some(1));
+    // It is named as long as the partition stands before it.
+    reader.run_for(Duration::from_secs(5));
+    assert!(reader.source.status().damaged.is_some());
+    let one = reader
+        .records
+        .iter()
+        .find(|one| one.position.partition.partition == 1);
+    let one = one.unwrap();
+    let past = CommitOffset {
+        partition: one.position.partition.clone(),
+        next_offset: 2,
+        generation: one.generation,
+    };
+    reader.source.commit(&[past], CommitMode::Wait).unwrap();
+    reader.run_to("a partition past it", |reader| {
+        reader.source.status().damaged.is_none()
+    });
 }
 
 #[test]

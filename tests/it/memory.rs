@@ -1,4 +1,4 @@
-//! Peak resident memory of the worker's own process, with default settings. Each prints its figure.
+//! Peak resident memory of the worker's own process, with the default bounds. Each prints its figure.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -29,13 +29,14 @@ fn huge_megabytes() -> usize {
 struct Running(Child);
 
 impl Running {
-    fn start(broker: &EmbeddedBroker, folder: &Path) -> Self {
+    fn start(broker: &EmbeddedBroker, folder: &Path, linger_ms: &str) -> Self {
         let program = std::env::var("TCBERT_TEST_BINARY")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_tcbert-worker").to_owned());
         let child = Command::new(program)
             .arg("run")
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .envs(places(broker, folder))
+            .env("TCBERT__BATCH__LINGER_MS", linger_ms)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.join("log")).unwrap())
             .spawn()
@@ -102,7 +103,8 @@ async fn peak_of_many_attributes(folder: &Path) -> Option<u64> {
         producer.produce(TOPIC, &[many_attributes(number)]).unwrap();
     }
     let settings = settings(&broker, folder, &[]);
-    let mut running = Running::start(&broker, folder);
+    // All that the budget has room for waits side by side, however slowly it is decoded.
+    let mut running = Running::start(&broker, folder, "20000");
     wait_within("the records", 180, || {
         assert!(
             running.0.try_wait().unwrap().is_none(),
@@ -145,7 +147,7 @@ async fn a_huge_value_is_not_copied_and_becomes_a_dead_letter() {
     };
     producer(&broker, "gzip").produce(TOPIC, &[huge]).unwrap();
     let settings = settings(&broker, folder.path(), &[]);
-    let mut running = Running::start(&broker, folder.path());
+    let mut running = Running::start(&broker, folder.path(), "20");
     wait_within("the huge value", 180, || {
         assert!(
             running.0.try_wait().unwrap().is_none(),

@@ -728,7 +728,8 @@ async fn a_store_that_takes_no_new_documents_is_not_the_fault_of_all_of_them() {
 /// An outage that begins while rejected records wait is an outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_after_rejections_is_waited_for() {
-    let moods = [vec![Mood::Rejects; 300], vec![Mood::Away; 100_000]].concat();
+    // Enough that more records than may be held are: until each is alone, a batch takes two tries a half.
+    let moods = [vec![Mood::Rejects; 900], vec![Mood::Away; 100_000]].concat();
     let store = MoodyStore::new(&moods, &[]);
     let ground = Ground::start(store.clone(), 512);
     ground.script.assign(TOPIC, &[0], 1);

@@ -12,6 +12,8 @@ use crate::apache_kafka;
 use crate::kafka_reader::{Reader, Transactions, keys, records};
 
 const TOPIC: &str = "news";
+/// In which a source looks at its partitions more than once.
+const LOOKS: Duration = Duration::from_secs(5);
 
 fn settings(brokers: &str, topic: &str) -> KafkaSettings {
     KafkaSettings {
@@ -47,9 +49,17 @@ fn lag_is_what_is_not_durable_and_goes_with_its_partition() {
         lags(status) == [Some(10), Some(10)]
     });
     producer.produce(TOPIC, &records(20..30, 2)).unwrap();
+    let waits = |status: &SourceStatus| -> Vec<_> {
+        let partitions = status.partitions.iter();
+        partitions.map(|one| one.waiting_since).collect()
+    };
+    let since = waits(&first.source.status());
+    assert!(since.iter().all(Option::is_some), "{since:?}");
     status_to(&mut first, "what came since", |status| {
         lags(status) == [Some(15), Some(15)]
     });
+    first.run_for(LOOKS);
+    assert_eq!(waits(&first.source.status()), since);
     first.run_to("all", |reader| reader.keys.len() == 30);
     let receipts: Vec<_> = first
         .records
@@ -59,7 +69,7 @@ fn lag_is_what_is_not_durable_and_goes_with_its_partition() {
     first.watermarks.acknowledge(&receipts);
     first.commit(CommitMode::Wait).unwrap();
     status_to(&mut first, "no lag", |status| {
-        lags(status) == [Some(0), Some(0)]
+        lags(status) == [Some(0), Some(0)] && waits(status) == [None, None]
     });
     // A second member takes one of them.
     let mut second = Reader::start(&settings);
@@ -99,12 +109,50 @@ fn brokers_that_are_away_are_told_and_the_last_lag_stays() {
     });
 }
 
-/// Twice the session's length, so that the partitions are lost meanwhile.
+#[test]
+fn a_leader_that_is_away_is_told_and_the_others_lag_goes_on() {
+    let broker = EmbeddedBroker::start_cluster(2).unwrap();
+    broker.create_topic(TOPIC, 2).unwrap();
+    broker.move_leader(TOPIC, 0, 1).unwrap();
+    broker.move_leader(TOPIC, 1, 2).unwrap();
+    let producer = SampleProducer::new(&broker.bootstrap_servers()).unwrap();
+    let settings = KafkaSettings {
+        session_timeout_ms: 45_000,
+        ..settings(&broker.bootstrap_servers(), TOPIC)
+    };
+    producer.produce(TOPIC, &records(0..20, 2)).unwrap();
+    let mut reader = Reader::start(&settings);
+    reader.acknowledges = false;
+    reader.read_all(20);
+    status_to(&mut reader, "the lag", |status| {
+        lags(status) == [Some(10), Some(10)]
+    });
+    broker.broker_down(2).unwrap();
+    let more: Vec<_> = records(20..40, 2).into_iter().step_by(2).collect();
+    producer.produce(TOPIC, &more).unwrap();
+    status_to(&mut reader, "the leader that is away", |status| {
+        let away = status.unreachable.as_ref();
+        let mut lags = lags(status);
+        lags.sort_unstable();
+        away.is_some_and(|(_, reason)| reason.contains(&format!("the leader of {TOPIC}[1]")))
+            && lags == [Some(10), Some(20)]
+    });
+    broker.broker_up(2).unwrap();
+    status_to(&mut reader, "the leader that is back", |status| {
+        status.unreachable.is_none()
+    });
+}
+
+/// Twice the session's length, so that the partitions are lost meanwhile. Readiness waits for half a minute, all
+/// of which counts from the same moment.
 fn still_away_after_the_session(reader: &mut Reader, look: impl Fn(&SourceStatus)) {
+    let since = |status: &SourceStatus| status.unreachable.as_ref().map(|(since, _)| *since);
+    let first = since(&reader.source.status());
+    assert!(first.is_some());
     for _ in 0..120 {
         reader.run_for(Duration::from_millis(100));
         let status = reader.source.status();
-        assert!(status.unreachable.is_some(), "{status:?}");
+        assert_eq!(since(&status), first, "{status:?}");
         look(&status);
     }
 }
@@ -143,6 +191,10 @@ fn a_topic_that_does_not_exist_is_told() {
         let missing = status.missing.as_ref();
         missing.is_some_and(|(_, topics)| *topics == [topic.clone()])
     });
+    // Readiness waits for half a minute, which counts from this moment.
+    let first = reader.source.status().missing;
+    reader.run_for(LOOKS);
+    assert_eq!(reader.source.status().missing, first);
     kafka.create_topic(&topic, 1, &[]);
     status_to(&mut reader, "the topic", |status| status.missing.is_none());
 }

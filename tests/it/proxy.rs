@@ -25,6 +25,8 @@ struct State {
     unanswered: Mutex<Option<Wanted>>,
     /// Connections that get none.
     held: AtomicUsize,
+    /// What is damaged on its way back, and how often still.
+    damaged: Mutex<Option<(Vec<u8>, usize)>>,
 }
 
 /// Whether a request, without the four bytes that give its length, is one that is meant.
@@ -78,9 +80,36 @@ impl Proxy {
         *self.state.unanswered.lock().unwrap() = wanted;
     }
 
+    /// Damages the next `times` answers that hold these bytes.
+    pub fn damage(&self, bytes: &[u8], times: usize) {
+        *self.state.damaged.lock().unwrap() = Some((bytes.to_vec(), times));
+    }
+
+    /// How many answers are still to be damaged.
+    pub fn to_be_damaged(&self) -> usize {
+        let damaged = self.state.damaged.lock().unwrap();
+        damaged.as_ref().map_or(0, |(_, times)| *times)
+    }
+
     /// How many connections get no answers.
     pub fn held(&self) -> usize {
         self.state.held.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    fn damage(&self, answer: &mut [u8]) {
+        let mut damaged = self.damaged.lock().unwrap();
+        let Some((bytes, times)) = damaged.as_mut().filter(|(_, times)| *times > 0) else {
+            return;
+        };
+        let found = answer
+            .windows(bytes.len())
+            .position(|part| part == bytes.as_slice());
+        if let Some(at) = found {
+            answer[at] ^= 1;
+            *times -= 1;
+        }
     }
 }
 
@@ -129,7 +158,7 @@ fn pump(from: &TcpStream, to: &TcpStream, state: &Arc<State>, direction: Directi
                 Ok(count) => {
                     match &direction {
                         Direction::Back(held) if held.load(Ordering::SeqCst) => continue,
-                        Direction::Back(_) => {}
+                        Direction::Back(_) => state.damage(&mut buffer[..count]),
                         Direction::There(held) => {
                             let unanswered = state.unanswered.lock().unwrap();
                             let asked = requests.take(&buffer[..count]);

@@ -181,7 +181,11 @@ const DEAD_LETTERS_ARRIVE: Failure = Failure {
 #[test]
 fn dead_letters_that_arrive_fire_and_clear() {
     let mut scene = Scene::start(1, &[]);
-    scene.hold(2, "nothing", |page| done(page) == 0.0);
+    // A counter that appears with its first event has no rate for it.
+    let (name, reason) = ("tcbert_dead_letters_total", ("reason", "invalid_json"));
+    scene.hold(2, "nothing", |page| {
+        done(page) == 0.0 && page.shows(name, &[reason])
+    });
     scene.produce(&[
         document("twice", "后来的标题").at(2_000),
         document("twice", "先前的标题").at(1_000),

@@ -18,6 +18,11 @@ impl Page {
         Self(lines.map(sample).collect())
     }
 
+    /// Whether there is a series that has these labels.
+    pub fn shows(&self, name: &str, wanted: &[(&str, &str)]) -> bool {
+        self.0.keys().any(|labels| has(labels, name, wanted))
+    }
+
     /// The sum of the series that have these labels.
     pub fn sum(&self, name: &str, wanted: &[(&str, &str)]) -> f64 {
         let meant = self
