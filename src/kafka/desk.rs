@@ -135,7 +135,10 @@ impl Desk {
             return false;
         };
         held.checking = false;
-        held.position = held.position.max(Some(begin.at));
+        // What was delivered before a check is not durable because it is not read again: only a gap is passed.
+        if !held.begun || held.next.is_none_or(|next| next < begin.at) {
+            held.position = held.position.max(Some(begin.at));
+        }
         if held.begun {
             return true;
         }

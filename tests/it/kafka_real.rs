@@ -9,14 +9,14 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tcbert_worker::document::{Generation, RecordPosition, TopicPartition};
 use tcbert_worker::kafka::{
     DeadLetterFilter, DeadLetterProducer, DeadLetterSettings, KafkaSettings, Properties, RangeJob,
-    RangeSpec, SampleProducer, SampleRecord, list_dead_letters,
+    RangeSpec, SampleProducer, SampleRecord, group_positions, list_dead_letters,
 };
 use tcbert_worker::source::{
     CommitMode, DeadLetter, DeadLetterSink, Source, SourceEvent, SourceRecord,
 };
 
 use crate::apache_kafka::{self, ApacheKafka, unique};
-use crate::kafka_reader::{PATIENCE, Reader, failure_of, keys, records};
+use crate::kafka_reader::{PATIENCE, Reader, Transactions, failure_of, keys, records};
 use crate::proxy::Proxy;
 
 /// A topic of this test's own with a group to read it.
@@ -668,4 +668,44 @@ fn a_batch_that_is_damaged_on_its_way_is_read_again() {
     reader.run_to("a readiness that names none", |reader| {
         reader.source.status().damaged.is_none()
     });
+}
+
+/// A check of all partitions makes nothing durable: the end behind records in flight is not committed.
+#[test]
+fn what_is_in_flight_is_not_passed_when_all_partitions_are_checked() {
+    let proxy = Proxy::reserve();
+    let advertised = format!("CLIENT://{}", proxy.address());
+    let properties = [("advertised.listeners", advertised.as_str())];
+    let test = "what_is_in_flight_is_not_passed_when_all_partitions_are_checked";
+    let lead = |address: &str| proxy.forward_to(address);
+    let Some(kafka) = apache_kafka::own_behind(test, &properties, lead) else {
+        return;
+    };
+    let ground = Ground::new(&kafka, 1);
+    let marked = unique("marked");
+    kafka.create_topic(&marked, 1, &[]);
+    // Five records and their marker.
+    Transactions::begin(kafka.bootstrap_servers(), &marked).send(0..5, true);
+    let settings = KafkaSettings {
+        topic: format!("{},{marked}", ground.topic),
+        ..ground.settings()
+    };
+    let mut reader = Reader::start(&settings);
+    reader.acknowledges = false;
+    reader.read_all(5);
+    proxy.damage(b"value 9", 1);
+    ground.produce(&[SampleRecord::new("doc-9", "value 9")]);
+    reader.read_all(6);
+    assert_eq!(proxy.to_be_damaged(), 0);
+    // Longer than a gap is waited for.
+    reader.run_for(Duration::from_secs(30));
+    let status = reader.source.status();
+    let of_marked = |topic: &str| topic == marked;
+    let mut partitions = status.partitions.iter();
+    let found = partitions.find(|one| of_marked(&one.partition.topic));
+    let positions = group_positions(&settings).unwrap();
+    let mut positions = positions.iter();
+    let position = positions.find(|one| of_marked(&one.partition.topic));
+    let committed = position.and_then(|one| one.committed);
+    assert_eq!((found.unwrap().lag(), committed), (Some(6), None));
 }

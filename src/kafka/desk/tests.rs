@@ -261,3 +261,34 @@ fn what_is_skipped_is_committed_after_what_was_delivered() {
     desk.commit_succeeded(&[offset(0, 20, generation)]);
     assert_eq!(next(&mut desk), None);
 }
+
+#[test]
+fn a_check_makes_nothing_durable_that_is_in_flight() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0)]);
+    begin(&mut desk, 0, 5, None);
+    // Three records are delivered.
+    desk.get_mut("news", 0).unwrap().next = Some(8);
+    desk.check_again();
+    begin(&mut desk, 0, 8, None);
+    let position = |desk: &Desk| {
+        let positions = desk.positions();
+        (positions[0].position, positions[0].is_settled)
+    };
+    assert_eq!(position(&desk), (Some(5), false));
+    assert!(!desk.pass_gap(&partition(0), generation, 8, 9));
+    desk.commit_succeeded(&[offset(0, 8, generation)]);
+    assert_eq!(position(&desk), (Some(8), true));
+    // What has expired is not waited for.
+    desk.check_again();
+    let behind_a_gap = Begin {
+        partition: partition(0),
+        generation,
+        at: 20,
+        next: Some(8),
+        end: None,
+        log: LogNote::default(),
+    };
+    assert!(desk.begin(&behind_a_gap));
+    assert_eq!(position(&desk), (Some(20), false));
+}
