@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-use super::settings::FieldPointers;
+use super::pointers::FieldPointers;
 
 /// The fields that a pointer can be given for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

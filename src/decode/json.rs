@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 
 use super::error::DecodeError;
 use super::fields::{Field, FieldValue, Fields};
-use super::settings::FieldPointers;
+use super::pointers::FieldPointers;
 use crate::bounds::Violation;
 
 /// How `serde_json` names the only member of an object that stands for unparsed text.

@@ -7,6 +7,7 @@ mod cloud_events;
 mod error;
 mod fields;
 mod json;
+mod pointers;
 mod settings;
 mod text;
 
@@ -17,7 +18,8 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 pub use error::{DecodeError, Part};
-pub use settings::{DecodeSettings, FieldPointers, Format, IdFrom, InvalidDecodeSettings};
+pub use pointers::FieldPointers;
+pub use settings::{DecodeSettings, Format, IdFrom, InvalidDecodeSettings};
 pub use text::{ModelText, TextRule, TextSettings, compose_text};
 
 use crate::document::{Document, DocumentId, is_blank};

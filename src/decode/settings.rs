@@ -7,10 +7,10 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::json::Mapping;
+use super::pointers::FieldPointers;
 use super::text::{TextRule, TextSettings};
 use crate::bounds::{Violation, check_range};
-use crate::source::LARGEST_VALUE;
-use crate::source::timestamp;
+use crate::source::{LARGEST_VALUE, timestamp};
 
 /// Deepest nesting that can be allowed: below the JSON parser's own recursion limit of 128.
 const HIGHEST_MAX_DEPTH: usize = 120;
@@ -43,42 +43,6 @@ pub enum IdFrom {
     Key,
     /// The body's id, whatever the key is; the key where the body has none.
     Body,
-}
-
-/// Where the fields of a document stand in a JSON object: JSON pointers (RFC 6901); empty for a field
-/// that the records do not have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FieldPointers {
-    /// Identity: text or a whole number.
-    pub id: String,
-    /// Headline: text.
-    pub title: String,
-    /// Body: text.
-    pub text: String,
-    /// Time of publication.
-    pub published_at: String,
-    /// Who published it: text.
-    pub source: String,
-    /// Language tag: text.
-    pub language: String,
-    /// An object whose entries are kept as attributes.
-    pub attributes: String,
-}
-
-impl Default for FieldPointers {
-    fn default() -> Self {
-        let pointer = |name: &str| format!("/{name}");
-        Self {
-            id: pointer("id"),
-            title: pointer("title"),
-            text: pointer("text"),
-            published_at: pointer("published_at"),
-            source: pointer("source"),
-            language: pointer("language"),
-            attributes: pointer("attributes"),
-        }
-    }
 }
 
 /// How records become documents, and documents the text for the model.

@@ -12,6 +12,7 @@ mod device;
 mod graph;
 mod prepared;
 mod providers;
+mod roots;
 mod runtime;
 mod session;
 mod settings;

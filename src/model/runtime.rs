@@ -13,6 +13,7 @@ use ort::logging::LogLevel;
 
 use super::device::Device;
 use super::providers;
+use super::roots::search_roots;
 
 /// The variable that names the library where the configuration does not.
 const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -66,17 +67,6 @@ pub(super) fn environment(
         environment: environment.clone(),
     });
     Ok(environment)
-}
-
-/// Folders below which a path of the repository may lie: the current one, then those above the program.
-pub(super) fn search_roots() -> Vec<PathBuf> {
-    let current = env::current_dir().ok();
-    let program = env::current_exe().ok();
-    let above = program.iter().flat_map(|path| path.ancestors().skip(1));
-    current
-        .into_iter()
-        .chain(above.map(Path::to_owned))
-        .collect()
 }
 
 /// A library that was named must be there; only where none was named is one looked for.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::bundle::{Bundle, BundleError};
 use super::device::{Device, DeviceError};
-use super::runtime;
+use super::roots::search_roots;
 use crate::bounds::{Violation, check_range};
 
 /// The bundle that comes with the repository.
@@ -131,7 +131,7 @@ impl ModelSettings {
         if self.bundle != DEFAULT_BUNDLE {
             return named;
         }
-        runtime::search_roots()
+        search_roots()
             .into_iter()
             .map(|root| root.join(DEFAULT_BUNDLE))
             .find(|folder| folder.is_dir())

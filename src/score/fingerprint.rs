@@ -1,12 +1,22 @@
 //! What vectors and topics depend on, as digests: a change of any of it must not go unseen. Pure.
 
-use super::tagger::ModelIdentity;
 use super::whiten::Whitening;
 use crate::digest;
 use crate::taxonomy::Taxonomy;
 
 /// Hexadecimal digits of a fingerprint.
 const FINGERPRINT_DIGITS: usize = 32;
+
+/// What a tagger must know of the model before it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelIdentity {
+    /// Changes whenever the weights do.
+    pub fingerprint: String,
+    /// Longest row that the model takes, in tokens.
+    pub max_tokens: usize,
+    /// Width of its sentence embedding.
+    pub hidden_size: usize,
+}
 
 /// What vectors and topics depend on, as hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,10 +16,10 @@ mod whiten;
 
 use serde::Serialize;
 
-pub use fingerprint::Fingerprints;
+pub use fingerprint::{Fingerprints, ModelIdentity};
 pub use pool::normalise;
 pub use settings::TaggingSettings;
-pub use tagger::{ModelIdentity, Tagger, TaggerError};
+pub use tagger::{Tagger, TaggerError};
 pub use verbalizer::{
     Collision, EMBEDDING_MASKS, MAX_WORD_TOKENS, MIN_TEXT_TOKENS, Pass, PassWord, PlanError,
     PlanReport, UnknownWord, VerbalizerPlan,

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::fingerprint::{self, Fingerprints};
+use super::fingerprint::{self, Fingerprints, ModelIdentity};
 use super::label::{best_labels, probabilities, raise_scores};
 use super::pool::normalise;
 use super::settings::TaggingSettings;
@@ -15,17 +15,6 @@ use super::{NotFinite, Tagging, TopicScore};
 use crate::model::{Model, ModelError, PassInput, PassOutput};
 use crate::taxonomy::{OTHER, Taxonomy, TaxonomyError};
 use crate::tokenize::{EncodedText, PromptTokenizer};
-
-/// What a tagger must know of the model before it runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelIdentity {
-    /// Changes whenever the weights do.
-    pub fingerprint: String,
-    /// Longest row that the model takes, in tokens.
-    pub max_tokens: usize,
-    /// Width of its sentence embedding.
-    pub hidden_size: usize,
-}
 
 /// Why texts cannot be tagged.
 #[derive(Debug, thiserror::Error)]
