@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 
-use super::SettingsError;
+use super::error::SettingsError;
+use super::origin::{OF_VARIABLE, origin_of};
 use super::secret::{is_secret, shown};
 use super::shape::{OPEN_TABLES, Shape};
 
@@ -21,9 +22,6 @@ const PREFIX: &str = "TCBERT__";
 
 /// Names the environment whose file (`config/NAME.toml`) is read between defaults and `--config`.
 const ENVIRONMENT_VARIABLE: &str = "TCBERT_ENV";
-
-/// How the origin of a variable's value begins.
-const OF_VARIABLE: &str = "the environment variable ";
 
 /// Where to look for settings.
 #[derive(Debug, Clone, Default)]
@@ -118,28 +116,6 @@ fn lookup<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
         let (head, rest) = key.split_once('.')?;
         lookup(table.get(head)?, rest)
     })
-}
-
-/// Tables carry no origin of their own; what stands in them does.
-pub(super) fn origin_of(value: Option<&Value>) -> String {
-    value
-        .and_then(|value| first_leaf(value).origin())
-        .unwrap_or("the built-in defaults")
-        .to_owned()
-}
-
-fn first_leaf(value: &Value) -> &Value {
-    match &value.kind {
-        ValueKind::Table(table) => table.values().next().map_or(value, first_leaf),
-        _ => value,
-    }
-}
-
-/// Whether a value is a variable's, which holds text whatever its key takes.
-pub(super) fn from_environment(value: &Value) -> bool {
-    value
-        .origin()
-        .is_some_and(|origin| origin.starts_with(OF_VARIABLE))
 }
 
 /// The files to read, in order.

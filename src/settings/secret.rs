@@ -1,8 +1,8 @@
 //! Which values no message may show, and how the others are shown. Pure.
 
 use config::{Value, ValueKind};
+use strsim::levenshtein;
 
-use super::shape::edit_distance;
 use crate::bounds::without_user;
 
 /// What stands for a value that is kept back.
@@ -30,7 +30,7 @@ pub(super) fn is_secret(key: &str) -> bool {
     }
     let parts: Vec<&str> = key.split(['.', '_']).collect();
     let is_word = |part: &&str| {
-        edit_distance(part, "password") <= SLIPS
+        levenshtein(part, "password") <= SLIPS
             || matches!(*part, "secret" | "jaas" | "passphrase")
             || part.starts_with("oauth")
     };

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use config::{Map, Value, ValueKind};
+use strsim::levenshtein;
 
-use super::SettingsError;
-use super::load::{from_environment, origin_of};
+use super::error::SettingsError;
+use super::origin::{from_environment, origin_of};
 use super::secret::shown;
 
 /// Tables whose keys are the user's own.
@@ -163,7 +164,7 @@ impl Shape {
         self.kinds
             .keys()
             .filter(|candidate| candidate.contains('.') == key.contains('.'))
-            .map(|candidate| (edit_distance(key, candidate), candidate))
+            .map(|candidate| (levenshtein(key, candidate), candidate))
             .min()
             .filter(|(distance, _)| *distance <= key.len() / 3)
             .map(|(_, candidate)| candidate.clone())
@@ -179,24 +180,4 @@ fn statement(line: &str) -> Option<(String, Kind)> {
     }
     let table: toml::Table = line.parse().ok()?;
     Some((key.to_owned(), Kind::of(table.get(key)?)?))
-}
-
-/// Levenshtein's distance in bytes.
-pub(super) fn edit_distance(left: &str, right: &str) -> usize {
-    let right = right.as_bytes();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut before = i + 1;
-        let mut next = vec![before];
-        for (above, r) in row.iter().skip(1).zip(right) {
-            before = (diagonal + usize::from(l != *r))
-                .min(above + 1)
-                .min(before + 1);
-            diagonal = *above;
-            next.push(before);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
 }
