@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 /// Makes what a folder names durable.
 ///
 /// # Errors
@@ -17,6 +19,17 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
         folder
     };
     File::open(folder)?.sync_all()
+}
+
+/// Gives a finished temporary file of the same folder its name, durably: after a crash there is the file that had
+/// the name before or the new one.
+///
+/// # Errors
+/// When it cannot be synced or renamed.
+pub(crate) fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_folder(path.parent().unwrap_or(Path::new("")))
 }
 
 /// Makes a folder and those above it where they are missing, durably.
@@ -41,6 +54,8 @@ pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -53,6 +68,19 @@ mod tests {
         sync_folder(&deep).unwrap();
         create_folder(Path::new("")).unwrap();
         sync_folder(Path::new("")).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        for content in ["long before", "after"] {
+            let mut file = NamedTempFile::new_in(folder.path()).unwrap();
+            file.write_all(content.as_bytes()).unwrap();
+            persist(file, &path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::pool::normalise;
-use crate::digest;
+use crate::{digest, durable};
 
 mod fit;
 
@@ -190,12 +190,9 @@ impl Whitening {
                 .tempfile_in(folder.unwrap_or(Path::new(".")))?;
             file.write_all(&body)?;
             file.write_all(&Sha256::digest(&body))?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|error| error.error)
+            durable::persist(file, path)
         };
-        write()
-            .map(drop)
-            .map_err(|error: std::io::Error| fault(error.to_string()))
+        write().map_err(|error: std::io::Error| fault(error.to_string()))
     }
 
     /// Reads a file.

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::FilesError;
 use super::input::Input;
-use crate::digest;
 use crate::document::TopicPartition;
+use crate::{digest, durable};
 
 /// Hexadecimal digits of the digest in the name of a state file.
 const DIGEST_DIGITS: usize = 16;
@@ -245,9 +245,7 @@ impl Job {
         let folder = self.state_file.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(&serde_json::to_vec(&state)?)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.state_file)?;
-        Ok(())
+        durable::persist(file, &self.state_file)
     }
 }
 

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::durable;
 use crate::store::StoreError;
 
 /// The engine writes this file first of all: where it is, the collection exists.
@@ -185,15 +186,11 @@ fn write_json<T: Serialize>(folder: &Path, name: &str, value: &T) -> Result<(), 
         .map_err(|error| StoreError::Fatal(format!("cannot encode {name}: {error}")))?;
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
     file.write_all(&bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(&path).map_err(|error| failed(error.error))?;
-    sync_folder(folder)
+    durable::persist(file, &path).map_err(failed)
 }
 
 pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|error| unusable(folder, &error))
+    durable::sync_folder(folder).map_err(|error| unusable(folder, &error))
 }
 
 #[cfg(test)]
