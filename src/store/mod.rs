@@ -17,6 +17,7 @@ pub mod bulk;
 pub mod counting;
 pub mod embedded;
 pub mod groups;
+pub mod key;
 pub mod migrate;
 mod open;
 pub mod point;
@@ -24,7 +25,8 @@ pub mod qdrant;
 pub mod settings;
 pub mod version;
 
-pub use open::{Expectation, connect, open, prepare};
+pub use migrate::Expectation;
+pub use open::{connect, open, prepare};
 pub use settings::{ApiKeyError, StoreKind, StoreSettings};
 
 /// What is written for one document.

@@ -3,25 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::store::bulk;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::migrate::{self, ApplyOptions};
+use crate::store::migrate::{self, ApplyOptions, Expectation};
 use crate::store::qdrant::QdrantStore;
-use crate::store::{CollectionSpec, Store, StoreError, StoreKind, StoreSettings};
+use crate::store::{Store, StoreError, StoreKind, StoreSettings, bulk};
 
 /// How long a server may fail at the start before the worker gives up: the replicas of a collection that
 /// was just created answer a moment later.
 const BUSY_WITHIN: Duration = Duration::from_secs(30);
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
-
-/// What the collection must be for this model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expectation {
-    /// Name and width of the vectors, from the bundle.
-    pub vector: CollectionSpec,
-    /// Which space the vectors lie in; vectors of two spaces do not mix.
-    pub embedding_fingerprint: String,
-}
 
 /// Connects without looking at the collection, which need not exist: what `migrate` works with.
 ///

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use crate::document::{LatestTime, RecordPosition, TopicPartition, Version};
-use crate::store::point::key;
+use crate::store::key;
 
 /// The payload keys that [`read_version`] reads.
 pub const KEYS: [&str; 5] = [

@@ -17,12 +17,9 @@ use serde_json::{Map, Value};
 use crate::document::{DocumentId, LatestTime, Version};
 use crate::store::embedded::convert;
 use crate::store::embedded::folder::is_full;
-use crate::store::point::{is_marker, key};
+use crate::store::point::is_marker;
 use crate::store::version::{KEYS, may_replace, read_version};
-use crate::store::{PointFilter, PointWrite, SearchHit, StoreError};
-
-/// How the errors begin that the engine does not recover from.
-pub(super) const ENGINE_FAILED: &str = "the engine of the embedded store failed";
+use crate::store::{PointFilter, PointWrite, SearchHit, StoreError, key};
 
 pub(super) struct Collection {
     pub(super) shard: EdgeShard,
@@ -204,7 +201,7 @@ pub(super) fn guard<T>(call: impl FnOnce() -> Result<T, OperationError>) -> Resu
             Err(if is_full(&text) {
                 StoreError::Full(text)
             } else {
-                StoreError::Fatal(format!("{ENGINE_FAILED}: {text}"))
+                StoreError::Fatal(format!("{}: {text}", convert::ENGINE_FAILED))
             })
         }
     }

@@ -8,10 +8,12 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::document::RecordPosition;
-use crate::store::embedded::collection::ENGINE_FAILED;
 use crate::store::embedded::folder::is_full;
-use crate::store::point::{into_stored, key};
-use crate::store::{IndexKind, PointFilter, PointWrite, StoreError};
+use crate::store::point::into_stored;
+use crate::store::{IndexKind, PointFilter, PointWrite, StoreError, key};
+
+/// How the errors begin that the engine does not recover from.
+pub(super) const ENGINE_FAILED: &str = "the engine of the embedded store failed";
 
 /// A write as the engine stores it under `id`: the named vector, none for a marker.
 pub(super) fn point(id: PointId, write: PointWrite, vector_name: &str) -> PointStructPersisted {

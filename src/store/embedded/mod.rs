@@ -25,7 +25,7 @@ mod engine;
 mod folder;
 mod log;
 
-use collection::ENGINE_FAILED;
+use convert::ENGINE_FAILED;
 use engine::Engine;
 
 /// Commands that may wait for the thread; each caller waits for its answer, so that memory is

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use crate::store::migrate::{
-    APPLIED_KEY, Applied, FINGERPRINT_KEY, MigrateError, Migration, Target,
-};
+use crate::store::migrate::declaration::Migration;
+use crate::store::migrate::target::{APPLIED_KEY, Applied, FINGERPRINT_KEY, MigrateError, Target};
 use crate::store::{CollectionInfo, IndexKind};
 
 /// One thing to do.

@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use qdrant_client::qdrant::{Condition, DatetimeRange, Filter, PointId, Range};
 
 use crate::document::{LatestTime, RecordPosition, TopicPartition, Version};
-use crate::store::point::key;
-use crate::store::{PointFilter, PointWrite};
+use crate::store::{PointFilter, PointWrite, key};
 
 /// Most conditions that one point adds to a filter, as a server counts them (leaves only): eight of its
 /// own, and four of a partition that no other point of the batch shares. Strict mode may limit them.

@@ -11,9 +11,9 @@ use qdrant_client::qdrant::{
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::store::point::{into_stored, key};
+use crate::store::point::into_stored;
 use crate::store::qdrant::condition::CONDITIONS_PER_POINT;
-use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreError, StoreSettings};
+use crate::store::{CollectionInfo, IndexKind, PointWrite, StoreError, StoreSettings, key};
 
 /// Payload keys in the filters of writes.
 const FILTERED_BY_WRITES: [&str; 7] = [
