@@ -8,6 +8,7 @@
 //!
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
+mod backoff;
 pub mod bounds;
 mod digest;
 mod durable;

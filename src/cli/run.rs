@@ -14,7 +14,7 @@ use crate::assemble::{self, Engine};
 use crate::kafka::{DeadLetterProducer, KafkaSource};
 use crate::pipeline::{self, Counters, Ending, Wiring};
 use crate::settings::Settings;
-use crate::store::{Store, bulk};
+use crate::store::{Store, bulk, upkeep};
 use crate::telemetry::{AdminServer, Health, Metrics};
 
 /// How often the progress of a run is logged.
@@ -177,11 +177,11 @@ async fn connect(
 }
 
 async fn remove_markers(store: Arc<dyn Store>, retention: Duration) {
-    pipeline::remove_expired_markers(store.as_ref(), retention, MARKER_INTERVAL).await;
+    upkeep::remove_expired_markers(store.as_ref(), retention, MARKER_INTERVAL).await;
 }
 
 async fn watch_bulk_mode(store: Arc<dyn Store>) {
-    pipeline::end_abandoned_bulk(store.as_ref(), bulk::LEASE).await;
+    upkeep::end_abandoned_bulk(store.as_ref(), bulk::LEASE).await;
 }
 
 async fn log_progress(counters: Arc<Counters>) {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::ledger::Ticket;
-use super::outage::GRACE;
-use super::{Context, PanicGuard, PipelineError, Refused};
-use crate::source::{DeadLetter, DeadLetterError, SourceRecord};
+use super::context::{Context, PanicGuard, PipelineError};
+use super::in_flight::InFlight;
+use super::write::outage::GRACE;
+use crate::source::{DeadLetter, DeadLetterError};
 use crate::telemetry::Outcome;
 use tokio::sync::mpsc;
 
@@ -38,6 +38,9 @@ pub(super) struct Refusal {
     pub(super) message: String,
 }
 
+/// A record that a stage refuses.
+pub(super) type Refused = InFlight<Refusal>;
+
 /// Sends refused records to the dead letters, several at once.
 pub(super) async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Receiver<Refused>) {
     let _guard = PanicGuard(context.clone());
@@ -49,12 +52,7 @@ pub(super) async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Recei
         let context = context.clone();
         in_flight.spawn(async move {
             let _guard = PanicGuard(context.clone());
-            let Refused {
-                ticket,
-                record,
-                refusal,
-            } = refused;
-            if let Err(error) = refuse(&context, ticket, record, refusal).await {
+            if let Err(error) = refuse(&context, refused).await {
                 context.fail(error);
             }
         });
@@ -64,12 +62,12 @@ pub(super) async fn run_refuser(context: Arc<Context>, mut refusals: mpsc::Recei
 }
 
 /// Sends a record to the dead letters and acknowledges it when that is durable.
-pub(super) async fn refuse(
-    context: &Arc<Context>,
-    ticket: Ticket,
-    record: SourceRecord,
-    refusal: Refusal,
-) -> Result<(), PipelineError> {
+pub(super) async fn refuse(context: &Arc<Context>, refused: Refused) -> Result<(), PipelineError> {
+    let InFlight {
+        ticket,
+        record,
+        body: refusal,
+    } = refused;
     let nth = LOGGED.fetch_add(1, Ordering::Relaxed);
     if nth < LOG_FIRST || nth.is_multiple_of(LOG_EVERY) {
         tracing::warn!(

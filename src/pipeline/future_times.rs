@@ -3,34 +3,38 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
-use super::Context;
 use crate::source::SourceRecord;
+use crate::telemetry::LogLimit;
 
 /// How often such records are logged while they come.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// When they were logged last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FutureTimes {
-    logged: Mutex<Option<Instant>>,
+    logged: LogLimit,
 }
 
-/// Notes a record whose time counts as none.
-pub(super) fn note(context: &Context, record: &SourceRecord) {
-    context.counters.future_times.add(1);
-    context.metrics.future_times(1);
-    let mut logged = context.future_times.logged.lock();
-    if logged.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {
-        return;
+impl Default for FutureTimes {
+    fn default() -> Self {
+        Self {
+            logged: LogLimit::new(LOG_INTERVAL),
+        }
     }
-    *logged = Some(Instant::now());
-    tracing::warn!(
-        record = %record.position,
-        timestamp_ms = record.timestamp_ms,
-        records = context.counters.future_times.get(),
-        "a record's time lies in the future; it counts as a record without time \
-         (decode.future_tolerance_minutes)"
-    );
+}
+
+impl FutureTimes {
+    /// Logs that a record's time counts as none, the first of so many `records`, unless that was said lately.
+    pub(super) fn log(&self, record: &SourceRecord, records: u64) {
+        if !self.logged.is_due(Instant::now()) {
+            return;
+        }
+        tracing::warn!(
+            record = %record.position,
+            timestamp_ms = record.timestamp_ms,
+            records,
+            "a record's time lies in the future; it counts as a record without time \
+             (decode.future_tolerance_minutes)"
+        );
+    }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender};
 
-use super::{Context, PipelineError, Throttle, Wiring, spawn};
+use super::context::{Context, PipelineError, Wiring, spawn};
+use super::throttle::Throttle;
 use crate::document::TopicPartition;
 use crate::source::{CommitOffset, Events, SourceEvent, SourceRecord};
 use crate::telemetry::Outcome;

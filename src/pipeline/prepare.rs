@@ -2,51 +2,24 @@
 //! tombstones and refusals out.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::mpsc;
 
-use super::batches::Arrival;
-use super::content::{Content, Write};
-use super::dead_letters::Refusal;
-use super::infer::to_write;
+use super::context::{Context, PipelineError, spawn};
+use super::dead_letters::{Refusal, Refused};
+use super::in_flight::InFlight;
+use super::infer::batches::Arrival;
+use super::infer::ready::{Ready, ReadyDocument, to_write};
 use super::intake::Admitted;
 use super::ledger::Ticket;
-use super::{Context, PipelineError, Refused, future_times, spawn};
-use crate::batch::BatchItem;
+use super::write::content::{Content, Write};
 use crate::decode::{Decoded, compose_text};
 use crate::document::{Document, LatestTime, TopicPartition, Version};
 use crate::source::{Source, SourceRecord};
 use crate::telemetry::Stage;
-use crate::tokenize::EncodedText;
-
-/// A document on its way to the model, with the record it came from.
-#[derive(Debug)]
-pub(super) struct Ready {
-    pub(super) ticket: Ticket,
-    pub(super) record: SourceRecord,
-    pub(super) document: Document,
-    pub(super) version: Version,
-    pub(super) encoded: EncodedText,
-    /// When it was ready for a batch.
-    pub(super) at: Instant,
-    tokens: usize,
-}
-
-impl BatchItem for Ready {
-    fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    fn key_hash(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.document.id.hash(&mut hasher);
-        hasher.finish()
-    }
-}
 
 /// Where prepared records go.
 #[derive(Debug, Clone)]
@@ -123,9 +96,10 @@ fn split_repeated(context: &Context, ready: Vec<Ready>) -> (Vec<Ready>, Vec<Writ
     let mut fresh = Vec::with_capacity(ready.len());
     let mut repeated = Vec::new();
     for ready in ready {
-        match context.repeats.find(&ready.encoded) {
+        match context.repeats.find(&ready.body.encoded) {
             Some(answer) => {
-                let (truncated, unknown) = (ready.encoded.truncated, ready.encoded.unknown_tokens);
+                let encoded = &ready.body.encoded;
+                let (truncated, unknown) = (encoded.truncated, encoded.unknown_tokens);
                 context.counters.truncated.add(usize::from(truncated));
                 context.counters.unknown_tokens.add(unknown);
                 context.metrics.texts(u64::from(truncated), unknown as u64);
@@ -142,13 +116,8 @@ fn split_repeated(context: &Context, ready: Vec<Ready>) -> (Vec<Ready>, Vec<Writ
     (fresh, repeated)
 }
 
-/// A decoded document with the record it came from.
-struct DecodedRecord {
-    ticket: Ticket,
-    record: SourceRecord,
-    document: Document,
-    version: Version,
-}
+/// A document with its age.
+type Decoding = InFlight<(Document, Version)>;
 
 /// Splits a chunk into documents, deletions and refusals; `None` when nobody takes the refusals.
 fn decode(
@@ -156,7 +125,7 @@ fn decode(
     orders: &mut Orders,
     admitted: Admitted,
     out: &Prepared,
-) -> Option<(Vec<DecodedRecord>, Vec<Write>)> {
+) -> Option<(Vec<Decoding>, Vec<Write>)> {
     let started = Instant::now();
     let mut documents = Vec::with_capacity(admitted.records.len());
     let mut tombstones = Vec::new();
@@ -171,39 +140,28 @@ fn decode(
             timestamp_ms: age(context, &record, origin.timestamp_ms, latest),
             position: origin.position,
         };
-        match context.decoder.decode(&record) {
+        let decoded = context.decoder.decode(&record);
+        let record = InFlight {
+            ticket,
+            record,
+            body: (),
+        };
+        match decoded {
             Ok(Decoded::Document(document)) => {
-                documents.push(DecodedRecord {
-                    ticket,
-                    record,
-                    document,
-                    version,
-                });
+                documents.push(record.map(|()| (document, version)));
             }
-            Ok(Decoded::Tombstone(id)) => {
-                tombstones.push(Write {
-                    ticket,
-                    record,
-                    content: Content::Tombstone {
-                        id,
-                        version,
-                        deleted_at: jiff::Timestamp::now(),
-                    },
-                });
-            }
+            Ok(Decoded::Tombstone(id)) => tombstones.push(record.map(|()| Content::Tombstone {
+                id,
+                version,
+                deleted_at: jiff::Timestamp::now(),
+            })),
             Err(error) => {
                 let refusal = Refusal {
                     stage: "decode",
                     class: error.class(),
                     message: error.to_string(),
                 };
-                out.refusals
-                    .blocking_send(Refused {
-                        ticket,
-                        record,
-                        refusal,
-                    })
-                    .ok()?;
+                out.refusals.blocking_send(record.map(|()| refusal)).ok()?;
             }
         }
     }
@@ -221,37 +179,34 @@ fn age(
     match timestamp_ms {
         None => 0,
         Some(timestamp_ms) if latest.forbids(timestamp_ms) => {
-            future_times::note(context, record);
+            context.counters.future_times.add(1);
+            context.metrics.future_times(1);
+            let records = context.counters.future_times.get();
+            context.future_times.log(record, records);
             0
         }
         Some(timestamp_ms) => timestamp_ms,
     }
 }
 
-fn tokenise(context: &Context, decoded: DecodedRecord) -> Ready {
-    let DecodedRecord {
-        ticket,
-        record,
-        mut document,
-        version,
-    } = decoded;
-    let text = compose_text(&document, &context.text);
-    if document.left_in_record > 0 {
-        // The point is built from the record, and so are these: one copy is enough till then.
-        (document.title, document.text) = (String::new(), String::new());
-    }
-    let mut encoded = context.tagger.encode(&text.text);
-    encoded.truncated |= text.cut;
-    let tokens = context.tagger.row_tokens(&encoded);
-    Ready {
-        ticket,
-        record,
-        document,
-        version,
-        encoded,
-        at: Instant::now(),
-        tokens,
-    }
+fn tokenise(context: &Context, decoded: Decoding) -> Ready {
+    decoded.map(|(mut document, version)| {
+        let text = compose_text(&document, &context.text);
+        if document.left_in_record > 0 {
+            // The point is built from the record, and so are these: one copy is enough till then.
+            (document.title, document.text) = (String::new(), String::new());
+        }
+        let mut encoded = context.tagger.encode(&text.text);
+        encoded.truncated |= text.cut;
+        let tokens = context.tagger.row_tokens(&encoded);
+        ReadyDocument {
+            document,
+            version,
+            encoded,
+            at: Instant::now(),
+            tokens,
+        }
+    })
 }
 
 /// Starts `threads` preparing threads over one queue.

@@ -23,6 +23,7 @@ mod open;
 pub mod point;
 pub mod qdrant;
 pub mod settings;
+pub mod upkeep;
 pub mod version;
 
 pub use migrate::Expectation;

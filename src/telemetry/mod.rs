@@ -3,12 +3,14 @@
 
 mod admin;
 mod health;
+mod log_limit;
 mod logging;
 mod metrics;
 mod partitions;
 
 pub use admin::{AdminError, AdminServer, AdminSettings};
 pub use health::{Health, Part};
+pub use log_limit::LogLimit;
 pub use logging::{LogError, LogFormat, LogSettings, init_logging};
 pub use metrics::{Metrics, Outcome, Stage};
 pub use partitions::PartitionLag;

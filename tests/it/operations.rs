@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tcbert_worker::document::{DocumentId, RecordPosition, TopicPartition, Version};
 use tcbert_worker::kafka::SampleRecord;
-use tcbert_worker::pipeline::remove_expired_markers;
 use tcbert_worker::store::PointWrite;
+use tcbert_worker::store::upkeep::remove_expired_markers;
 
 use crate::backfill::Ground;
 use crate::processes::{self, finish, signal};

@@ -7,12 +7,20 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::context::{Context, Ending, PipelineError, Wiring};
 use super::intake::IntakeState;
-use super::{Context, Ending, PipelineError, Running, Wiring};
 use crate::source::{CommitMode, SourceError};
 
 /// Pause between two attempts at the last commit.
 const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What must be joined at the end.
+pub(super) struct Running {
+    pub(super) intake: std::thread::JoinHandle<()>,
+    pub(super) threads: Vec<std::thread::JoinHandle<()>>,
+    pub(super) writer: tokio::task::JoinHandle<()>,
+    pub(super) refuser: tokio::task::JoinHandle<()>,
+}
 
 /// Commits on a timer until there is a reason to end.
 pub(super) async fn supervise(

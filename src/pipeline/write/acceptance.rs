@@ -26,7 +26,7 @@ const LARGEST_PROBE: usize = 256 * 1024;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Acceptance(Mutex<State>);
+pub(in crate::pipeline) struct Acceptance(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -45,17 +45,17 @@ struct State {
 
 /// The last accepted write: to send it again is harmless.
 #[derive(Debug, Clone)]
-pub(super) struct Probe {
-    pub(super) write: Arc<Write>,
-    pub(super) accepted_at: Instant,
+pub(in crate::pipeline) struct Probe {
+    pub(in crate::pipeline) write: Arc<Write>,
+    pub(in crate::pipeline) accepted_at: Instant,
 }
 
 impl Acceptance {
     /// Notes an accepted batch and keeps one of its documents as a probe.
-    pub(super) fn accepted(&self, batch: Vec<Write>) {
+    pub(in crate::pipeline) fn accepted(&self, batch: Vec<Write>) {
         let write = batch
             .into_iter()
-            .find(|write| write.content.is_document() && write.record.size_bytes() <= LARGEST_PROBE)
+            .find(|write| write.body.is_document() && write.record.size_bytes() <= LARGEST_PROBE)
             .map(Arc::new);
         let mut state = self.0.lock();
         state.accepted += 1;
@@ -70,12 +70,12 @@ impl Acceptance {
     }
 
     /// Notes that a probe was accepted.
-    pub(super) fn probed(&self) {
+    pub(in crate::pipeline) fn probed(&self) {
         self.0.lock().accepted += 1;
     }
 
     /// Whether one more record may be given up.
-    pub(super) fn may_give_up(&self) -> bool {
+    pub(in crate::pipeline) fn may_give_up(&self) -> bool {
         let mut state = self.0.lock();
         let may = state.given_up < MOST_GIVEN_UP;
         state.given_up += usize::from(may);
@@ -83,23 +83,23 @@ impl Acceptance {
     }
 
     /// Writes accepted so far; more of them later prove that the store accepts writes.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::pipeline) fn count(&self) -> u64 {
         self.0.lock().accepted
     }
 
     /// The last accepted document; `None` before the first.
-    pub(super) fn probe(&self) -> Option<Probe> {
+    pub(in crate::pipeline) fn probe(&self) -> Option<Probe> {
         self.0.lock().probe.clone()
     }
 
     /// Lets the probe go: it may no longer be sent.
-    pub(super) fn forget_probe(&self) {
+    pub(in crate::pipeline) fn forget_probe(&self) {
         self.0.lock().probe = None;
     }
 
     /// Counts records of a batch as held until the guard is dropped; none where it only takes no place of
     /// those in flight.
-    pub(super) fn hold(&self, batch: u64, records: usize) -> Held<'_> {
+    pub(in crate::pipeline) fn hold(&self, batch: u64, records: usize) -> Held<'_> {
         let mut state = self.0.lock();
         state.held += records;
         *state.held_batches.entry(batch).or_default() += 1;
@@ -114,12 +114,12 @@ impl Acceptance {
     }
 
     /// Batches of which a part is held: others go out meanwhile, one of which may be the proof.
-    pub(super) fn held_batches(&self) -> usize {
+    pub(in crate::pipeline) fn held_batches(&self) -> usize {
         self.0.lock().held_batches.len()
     }
 
     /// How many records are held where they are too many for too long, or have been held unseen.
-    pub(super) fn too_many_held(&self, now: Instant, is_seen: bool) -> Option<usize> {
+    pub(in crate::pipeline) fn too_many_held(&self, now: Instant, is_seen: bool) -> Option<usize> {
         let state = self.0.lock();
         let lasted = now.saturating_duration_since(state.held_since?);
         let too_many = state.held >= MOST_HELD && lasted >= HELD_FOR;
@@ -130,7 +130,7 @@ impl Acceptance {
 
 /// Records that wait for a proof.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub(in crate::pipeline) struct Held<'a> {
     acceptance: &'a Acceptance,
     batch: u64,
     records: usize,
@@ -138,7 +138,7 @@ pub(super) struct Held<'a> {
 
 impl Held<'_> {
     /// Records that it counts.
-    pub(super) fn records(&self) -> usize {
+    pub(in crate::pipeline) fn records(&self) -> usize {
         self.records
     }
 }

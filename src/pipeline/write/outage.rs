@@ -7,41 +7,41 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::store::StoreError;
-use crate::telemetry::{Health, Part};
+use crate::telemetry::{Health, LogLimit, Part};
 
 /// What is there again within this time was busy, not away.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
+pub(in crate::pipeline) const GRACE: Duration = Duration::from_secs(5);
 
 /// How often an outage is logged while it lasts.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// The note of one run.
 #[derive(Debug)]
-pub(super) struct Outage {
+pub(in crate::pipeline) struct Outage {
     health: Health,
     /// Whether anybody asks if the worker is ready.
     is_seen: bool,
     /// Whether the store is away: looked at after each write.
     lasts: AtomicBool,
     /// When a failed write was last logged: many may be in flight.
-    logged: Mutex<Option<Instant>>,
+    logged: LogLimit,
     /// Dead letters that have waited for longer than [`GRACE`]. Health is set while this is locked.
     waiting: Mutex<usize>,
 }
 
 impl Outage {
-    pub(super) fn new(health: Option<Health>) -> Self {
+    pub(in crate::pipeline) fn new(health: Option<Health>) -> Self {
         Self {
             is_seen: health.is_some(),
             health: health.unwrap_or_default(),
             lasts: AtomicBool::new(false),
-            logged: Mutex::default(),
+            logged: LogLimit::new(LOG_EVERY),
             waiting: Mutex::new(0),
         }
     }
 
     /// A write failed that has been tried for `since` already.
-    pub(super) fn failed(&self, failure: &StoreError, since: Duration) {
+    pub(in crate::pipeline) fn failed(&self, failure: &StoreError, since: Duration) {
         // A store that is full or rejects everything does not come back by itself: that need not be waited for.
         if since >= GRACE || matches!(failure, StoreError::Full(_) | StoreError::Rejected(_)) {
             self.lasts.store(true, Ordering::Release);
@@ -51,34 +51,29 @@ impl Outage {
     }
 
     /// Whether a failed write is to be logged, as one is every [`LOG_EVERY`].
-    pub(super) fn is_to_be_logged(&self) -> bool {
-        let mut logged = self.logged.lock();
-        let is_due = logged.is_none_or(|at| at.elapsed() >= LOG_EVERY);
-        if is_due {
-            *logged = Some(Instant::now());
-        }
-        is_due
+    pub(in crate::pipeline) fn is_to_be_logged(&self) -> bool {
+        self.logged.is_due(Instant::now())
     }
 
     /// Whether anybody asks if the worker is ready.
-    pub(super) fn is_seen(&self) -> bool {
+    pub(in crate::pipeline) fn is_seen(&self) -> bool {
         self.is_seen
     }
 
     /// Whether documents have waited for the store for longer than [`GRACE`], or wait for a full one.
-    pub(super) fn lasts(&self) -> bool {
+    pub(in crate::pipeline) fn lasts(&self) -> bool {
         self.lasts.load(Ordering::Acquire)
     }
 
     /// A write was accepted.
-    pub(super) fn over(&self) {
+    pub(in crate::pipeline) fn over(&self) {
         if self.lasts.swap(false, Ordering::AcqRel) {
             self.health.set_well(Part::Store);
         }
     }
 
     /// A dead letter has waited for longer than [`GRACE`], and waits until the guard is dropped.
-    pub(super) fn dead_letter_waits(&self) -> WaitingDeadLetter<'_> {
+    pub(in crate::pipeline) fn dead_letter_waits(&self) -> WaitingDeadLetter<'_> {
         let mut waiting = self.waiting.lock();
         *waiting += 1;
         self.health.set_trouble(
@@ -91,7 +86,7 @@ impl Outage {
 
 /// A dead letter that waits.
 #[derive(Debug)]
-pub(super) struct WaitingDeadLetter<'a>(&'a Outage);
+pub(in crate::pipeline) struct WaitingDeadLetter<'a>(&'a Outage);
 
 impl Drop for WaitingDeadLetter<'_> {
     fn drop(&mut self) {

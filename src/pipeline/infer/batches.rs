@@ -14,15 +14,15 @@ use crate::batch::{Batch, BatchItem, BatchPlanner};
 const TICK: Duration = Duration::from_millis(20);
 
 /// Items that became ready together.
-pub(super) struct Arrival<T> {
+pub(in crate::pipeline) struct Arrival<T> {
     /// When: they may wait here for a busy model, and that counts as waiting for company.
-    pub(super) at: Instant,
-    pub(super) items: Vec<T>,
+    pub(in crate::pipeline) at: Instant,
+    pub(in crate::pipeline) items: Vec<T>,
 }
 
 impl<T> Arrival<T> {
     /// Items that are ready now.
-    pub(super) fn now(items: Vec<T>) -> Self {
+    pub(in crate::pipeline) fn now(items: Vec<T>) -> Self {
         Self {
             at: Instant::now(),
             items,
@@ -31,7 +31,7 @@ impl<T> Arrival<T> {
 }
 
 /// What the inference threads take their batches from.
-pub(super) struct Batches<T> {
+pub(in crate::pipeline) struct Batches<T> {
     /// Held by the one that waits for documents; the others could not do better than wait behind it.
     gathering: Mutex<Gathering<T>>,
 }
@@ -47,7 +47,10 @@ struct Gathering<T> {
 
 impl<T: BatchItem> Batches<T> {
     /// Batches of what comes through `arrivals`.
-    pub(super) fn new(planner: BatchPlanner<T>, arrivals: Receiver<Arrival<T>>) -> Self {
+    pub(in crate::pipeline) fn new(
+        planner: BatchPlanner<T>,
+        arrivals: Receiver<Arrival<T>>,
+    ) -> Self {
         Self {
             gathering: Mutex::new(Gathering {
                 planner,
@@ -60,7 +63,7 @@ impl<T: BatchItem> Batches<T> {
 
     /// Waits for the next batch; none once everything that came is given out and nothing more can come. Above
     /// zero, `draining` lets incomplete batches go at once.
-    pub(super) fn next(&self, draining: &AtomicUsize) -> Option<Batch<T>> {
+    pub(in crate::pipeline) fn next(&self, draining: &AtomicUsize) -> Option<Batch<T>> {
         let mut gathering = self.gathering.lock();
         loop {
             gathering.fill();

@@ -16,27 +16,27 @@ use crate::tokenize::EncodedText;
 type TextHash = [u8; 32];
 
 /// Answers of recent texts, shared by all threads.
-pub(super) struct Repeats {
+pub(in crate::pipeline) struct Repeats {
     answers: Option<Mutex<LruCache<TextHash, Arc<Answer>>>>,
 }
 
 impl Repeats {
     /// Keeps the answers of `texts` texts; of none where it is 0.
-    pub(super) fn new(texts: usize) -> Self {
+    pub(in crate::pipeline) fn new(texts: usize) -> Self {
         Self {
             answers: NonZeroUsize::new(texts).map(|texts| Mutex::new(LruCache::new(texts))),
         }
     }
 
     /// What the model said when this text last came.
-    pub(super) fn find(&self, text: &EncodedText) -> Option<Arc<Answer>> {
+    pub(in crate::pipeline) fn find(&self, text: &EncodedText) -> Option<Arc<Answer>> {
         let answers = self.answers.as_ref()?;
         let hash = hash(text);
         answers.lock().get(&hash).cloned()
     }
 
     /// Keeps what the model said of a text.
-    pub(super) fn keep(&self, text: &EncodedText, answer: &Arc<Answer>) {
+    pub(in crate::pipeline) fn keep(&self, text: &EncodedText, answer: &Arc<Answer>) {
         if let Some(answers) = &self.answers {
             let hash = hash(text);
             // What it displaces is freed after the lock.

@@ -1,19 +1,23 @@
 //! Inference: each thread runs its own session over one batch after the other.
 
+pub(super) mod batches;
+pub(super) mod ready;
+pub(super) mod repeats;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::batches::Batches;
-use super::content::{Content, Write};
-use super::dead_letters::{MODEL_FAILED, Refusal};
-use super::prepare::Ready;
-use super::{Context, PipelineError, Refused, spawn};
+use batches::Batches;
+use ready::{Ready, answer_of, to_write};
+
+use super::context::{Context, PipelineError, spawn};
+use super::dead_letters::{MODEL_FAILED, Refusal, Refused};
+use super::write::content::Write;
 use crate::batch::{Batch, BatchItem};
 use crate::model::Model;
 use crate::score::{NotFinite, TaggerError, Tagging};
-use crate::store::point::{Answer, TaggedDocument};
 use crate::telemetry::Stage;
 
 /// How often documents that fail alone are tried again, and the pause before that, which doubles.
@@ -41,7 +45,7 @@ pub(super) fn run_inference(
         let started = Instant::now();
         let waited = items
             .iter()
-            .map(|ready| started.saturating_duration_since(ready.at));
+            .map(|ready| started.saturating_duration_since(ready.body.at));
         context
             .metrics
             .stage(Stage::Batch, waited.max().unwrap_or_default());
@@ -61,7 +65,7 @@ pub(super) fn run_inference(
 type Taggings = Vec<Result<Tagging, NotFinite>>;
 
 fn tag(context: &Context, model: &mut dyn Model, batch: &[Ready]) -> Result<Taggings, TaggerError> {
-    let encoded: Vec<_> = batch.iter().map(|ready| &ready.encoded).collect();
+    let encoded: Vec<_> = batch.iter().map(|ready| &ready.body.encoded).collect();
     let started = Instant::now();
     let outputs = context.tagger.run(model, &encoded)?;
     context.metrics.stage(Stage::Infer, started.elapsed());
@@ -78,8 +82,14 @@ fn count(context: &Context, batch: &[Ready]) {
     counters.tagged.add(batch.len());
     counters.tokens.add(tokens);
     counters.padded_tokens.add(longest * batch.len());
-    let truncated = batch.iter().filter(|ready| ready.encoded.truncated).count();
-    let unknown = batch.iter().map(|ready| ready.encoded.unknown_tokens).sum();
+    let truncated = batch
+        .iter()
+        .filter(|ready| ready.body.encoded.truncated)
+        .count();
+    let unknown = batch
+        .iter()
+        .map(|ready| ready.body.encoded.unknown_tokens)
+        .sum();
     counters.truncated.add(truncated);
     counters.unknown_tokens.add(unknown);
     context.metrics.texts(truncated as u64, unknown as u64);
@@ -145,12 +155,7 @@ fn refuse(ready: Ready, message: String, out: &Tagged) -> bool {
         class: MODEL_FAILED,
         message,
     };
-    let refused = Refused {
-        ticket: ready.ticket,
-        record: ready.record,
-        refusal,
-    };
-    out.refusals.blocking_send(refused).is_ok()
+    out.refusals.blocking_send(ready.map(|_| refusal)).is_ok()
 }
 
 /// Passes taggings on as writes; false when the writer has gone.
@@ -161,7 +166,7 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
         match tagging {
             Ok(tagging) => {
                 let answer = Arc::new(answer_of(tagging));
-                context.repeats.keep(&ready.encoded, &answer);
+                context.repeats.keep(&ready.body.encoded, &answer);
                 writes.push(to_write(ready, answer, now));
             }
             Err(error) => {
@@ -172,34 +177,6 @@ fn send(context: &Context, batch: Vec<Ready>, taggings: Taggings, out: &Tagged) 
         }
     }
     writes.is_empty() || out.writes.send(writes).is_ok()
-}
-
-/// What a point needs of a tagging.
-pub(crate) fn answer_of(tagging: Tagging) -> Answer {
-    let topics = tagging.topics.into_iter();
-    Answer {
-        topic: tagging.topic,
-        probability: tagging.probability,
-        topics: topics
-            .map(|score| (score.label, score.probability))
-            .collect(),
-        embedding: tagging.embedding,
-    }
-}
-
-/// The write of a document and what the model said of its text at `now`.
-pub(super) fn to_write(ready: Ready, answer: Arc<Answer>, now: jiff::Timestamp) -> Write {
-    let tagged = TaggedDocument {
-        document: ready.document,
-        version: ready.version,
-        answer,
-        truncated: ready.encoded.truncated,
-    };
-    Write {
-        ticket: ready.ticket,
-        record: ready.record,
-        content: Content::Tagged(Box::new(tagged), now),
-    }
 }
 
 /// Starts one thread for each model.

@@ -7,6 +7,13 @@
 //!
 //! The only place that acknowledges a written record. Knows nothing of models.
 
+pub(super) mod acceptance;
+pub(super) mod building;
+pub(super) mod content;
+pub(super) mod outage;
+mod pace;
+mod points;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,11 +24,14 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-use super::acceptance::Held;
-use super::content::{Content, Write, points, points_at_once};
+use acceptance::Held;
+use content::{Content, Write, points_at_once};
+use pace::Pace;
+use points::points;
+
+use super::context::{Context, PipelineError};
 use super::dead_letters::{Refusal, STORE_REJECTED, refuse};
-use super::pace::Pace;
-use super::{Context, PipelineError};
+use crate::backoff::Backoff;
 use crate::document::LatestTime;
 use crate::store::{StoreError, WriteOutcome};
 use crate::telemetry::{Outcome, Stage};
@@ -195,13 +205,13 @@ async fn isolate(
         class: STORE_REJECTED,
         message: reason,
     };
-    refuse(&context, write.ticket, write.record, refusal).await
+    refuse(&context, write.map(|_| refusal)).await
 }
 
 fn acknowledge(context: &Context, batch: &[Write], outcome: WriteOutcome) {
     let deletions = batch
         .iter()
-        .filter(|write| matches!(write.content, Content::Tombstone { .. }))
+        .filter(|write| matches!(write.body, Content::Tombstone { .. }))
         .count();
     let documents = batch.len() - deletions;
     let written = documents.saturating_sub(outcome.superseded_documents);
@@ -311,7 +321,7 @@ struct Trouble<'a> {
     batch: &'a [Write],
     part: Part,
     started: Instant,
-    backoff: Duration,
+    backoff: Backoff,
     logged: bool,
     held: Option<Held<'a>>,
 }
@@ -323,7 +333,7 @@ impl<'a> Trouble<'a> {
             batch,
             part,
             started: Instant::now(),
-            backoff: SHORTEST_BACKOFF,
+            backoff: Backoff::new(SHORTEST_BACKOFF, LONGEST_BACKOFF),
             logged: false,
             held: None,
         }
@@ -371,11 +381,8 @@ impl<'a> Trouble<'a> {
                 "a write failed and is retried; consumption pauses when the budget is used up"
             );
         }
-        // Full jitter: workers that lost the same store must not come back in step.
-        let pause = self.backoff.mul_f64(rand::random_range(0.5..1.0));
-        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         tokio::select! {
-            () = tokio::time::sleep(pause) => Ok(()),
+            () = tokio::time::sleep(self.backoff.pause()) => Ok(()),
             () = context.abandoned.cancelled() => Err(PipelineError::Abandoned),
         }
     }
@@ -404,7 +411,7 @@ async fn accepts_another(
     let probe = match &kept {
         Some(probe) => {
             if probe.accepted_at.elapsed() >= OLD_PROBE {
-                let id = probe.write.content.id().clone();
+                let id = probe.write.body.id().clone();
                 match context.store.fetch(id).await {
                     Ok(Some(_)) => {}
                     Ok(None) => {

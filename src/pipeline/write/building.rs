@@ -15,7 +15,7 @@ const PERMITS: usize = MOST_BUILT_BYTES / PERMIT_BYTES;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Building(Arc<Semaphore>);
+pub(in crate::pipeline) struct Building(Arc<Semaphore>);
 
 impl Default for Building {
     fn default() -> Self {
@@ -25,7 +25,7 @@ impl Default for Building {
 
 impl Building {
     /// Waits until so many bytes may be built; the room is free again when the permit is dropped.
-    pub(super) async fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(in crate::pipeline) async fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let permits = bytes.div_ceil(PERMIT_BYTES).clamp(1, PERMITS);
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
         // Never closed.
