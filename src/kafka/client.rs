@@ -13,7 +13,7 @@ use rdkafka::metadata::Metadata;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 
-use super::settings::KafkaSettings;
+use crate::kafka::settings::KafkaSettings;
 use crate::source::SourceError;
 
 /// How long to listen for why nothing answers.

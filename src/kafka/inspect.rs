@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::client::{self, Reporting};
-use super::offsets;
-use super::settings::KafkaSettings;
 use crate::document::TopicPartition;
+use crate::kafka::client::{self, Reporting};
+use crate::kafka::offsets;
+use crate::kafka::settings::KafkaSettings;
 use crate::source::SourceError;
 
 /// Pause before a question is asked again.

@@ -9,9 +9,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::Offset;
 
-use super::log_identity::LogNote;
-use super::text;
 use crate::document::TopicPartition;
+use crate::kafka::log_identity::LogNote;
+use crate::kafka::text;
 use crate::source::SourceError;
 
 /// How long one question to the brokers may take.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use serde::Deserialize;
 
-use super::properties::Properties;
 use crate::bounds::{Violation, check_range};
+use crate::kafka::properties::Properties;
 use crate::source::SourceError;
 
 /// Longest topic name that Kafka allows.

@@ -9,10 +9,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, Producer};
 
-use super::producer::producer_config;
-use super::settings::DeadLetterSettings;
-use super::spool::Spool;
 use crate::kafka::client::{self, Reporting};
+use crate::kafka::dead_letter::client_config::producer_config;
+use crate::kafka::dead_letter::settings::DeadLetterSettings;
+use crate::kafka::dead_letter::spool::Spool;
 use crate::kafka::settings::KafkaSettings;
 use crate::source::SourceError;
 

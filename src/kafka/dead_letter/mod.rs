@@ -2,6 +2,7 @@
 //! from, and can be listed and sent home again.
 
 mod check;
+mod client_config;
 mod letter;
 mod producer;
 mod reader;

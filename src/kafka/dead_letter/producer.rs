@@ -11,30 +11,19 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
 use rdkafka::util::Timeout;
 
-use super::check::{self, Presence};
-use super::letter::{Envelope, Form, pack};
-use super::settings::DeadLetterSettings;
-use super::spool::Spool;
+use crate::backoff::Backoff;
 use crate::kafka::client::{self, Reporting};
-use crate::kafka::embedded::client_headers;
+use crate::kafka::dead_letter::check::{self, Presence};
+use crate::kafka::dead_letter::client_config::producer_config;
+use crate::kafka::dead_letter::letter::{Envelope, Form, pack};
+use crate::kafka::dead_letter::settings::DeadLetterSettings;
+use crate::kafka::dead_letter::spool::Spool;
+use crate::kafka::producer::client_headers;
 use crate::kafka::settings::KafkaSettings;
 use crate::source::{DeadLetter, DeadLetterError, DeadLetterSink};
 
 /// First pause before another attempt; it doubles up to `dead_letter.retry_max_ms`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// What the user may override for the producer.
-const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
-    // A letter larger than this travels alone, so that one refused for its size takes no other
-    // with it.
-    ("batch.size", "65536"),
-    // The broker's bound decides, not the client's.
-    ("message.max.bytes", "1000000000"),
-    ("linger.ms", "5"),
-    ("compression.type", "zstd"),
-    // Keys go where Java's clients put them.
-    ("partitioner", "murmur2_random"),
-];
 
 type Client = FutureProducer<Reporting>;
 
@@ -116,7 +105,7 @@ impl DeadLetterProducer {
 
     async fn deliver(&self, letter: DeadLetter) -> Result<(), DeadLetterError> {
         let mut form = Form::Whole;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, self.retry_max);
         loop {
             let envelope = pack(&letter, &self.connector, &form);
             let Err(next) = self.attempt(&envelope).await else {
@@ -133,6 +122,7 @@ impl DeadLetterProducer {
                 Next::Again(reason) => reason,
                 Next::Never(reason) => return Err(DeadLetterError(reason)),
             };
+            let pause = backoff.pause();
             tracing::warn!(
                 position = %letter.record.position,
                 topic = self.topic,
@@ -140,8 +130,7 @@ impl DeadLetterProducer {
                 pause_ms = pause.as_millis(),
                 "a dead letter could not be sent yet"
             );
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = (pause * 2).min(self.retry_max);
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -246,28 +235,6 @@ impl DeadLetterSink for DeadLetterProducer {
     fn send(&self, letter: DeadLetter) -> BoxFuture<'_, Result<(), DeadLetterError>> {
         Box::pin(self.deliver(letter))
     }
-}
-
-/// The client's configuration.
-///
-/// # Errors
-/// When a property is refused.
-pub(super) fn producer_config(
-    kafka: &KafkaSettings,
-    settings: &DeadLetterSettings,
-) -> Result<ClientConfig, DeadLetterError> {
-    let mut config = kafka
-        .client_config(&kafka.properties.connection(), PRODUCER_DEFAULTS)
-        .map_err(|error| DeadLetterError(error.to_string()))?;
-    settings
-        .properties
-        .apply(&mut config)
-        .map_err(|reason| DeadLetterError(format!("dead_letter.properties needs {reason}")))?;
-    config.set("enable.idempotence", "true");
-    config.set("acks", "all");
-    // Zero: until it arrives.
-    config.set("message.timeout.ms", "0");
-    Ok(config)
 }
 
 fn connect(config: &ClientConfig) -> Result<Client, DeadLetterError> {

@@ -10,11 +10,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
 
-use super::letter::StoredDeadLetter;
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::kafka::client::{self, Reporting};
+use crate::kafka::consumer::poll::headers_of;
+use crate::kafka::dead_letter::letter::StoredDeadLetter;
 use crate::kafka::offsets;
-use crate::kafka::poll::headers_of;
 use crate::kafka::settings::KafkaSettings;
 use crate::source::{SourceError, SourceRecord};
 

@@ -14,14 +14,14 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
-use super::check::is_compacted;
-use super::letter::{Rest, StoredDeadLetter};
-use super::reader::{DeadLetterFilter, visit_dead_letters};
-use super::settings::DeadLetterSettings;
-use super::spool::Spool;
 use crate::document::RecordPosition;
 use crate::kafka::client::{self, Faults};
-use crate::kafka::embedded::client_headers;
+use crate::kafka::dead_letter::check::is_compacted;
+use crate::kafka::dead_letter::letter::{Rest, StoredDeadLetter};
+use crate::kafka::dead_letter::reader::{DeadLetterFilter, visit_dead_letters};
+use crate::kafka::dead_letter::settings::DeadLetterSettings;
+use crate::kafka::dead_letter::spool::Spool;
+use crate::kafka::producer::client_headers;
 use crate::kafka::settings::KafkaSettings;
 use crate::source::{Header, ReplayOrigin, SourceError};
 

@@ -13,10 +13,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::digest;
 use crate::document::{Generation, RecordPosition, TopicPartition};
-use crate::durable;
 use crate::source::{DeadLetter, Header, SourceRecord};
+use crate::{digest, durable};
 
 /// Hexadecimal digits of the digest in a file's name.
 const CONTENT_DIGITS: usize = 16;
@@ -167,11 +166,7 @@ impl Spool {
     fn put(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let mut file = self.unfinished()?;
         file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(self.folder.join(name))
-            .map_err(|error| error.error)?;
-        // The name is durable only once the folder is.
-        durable::sync_folder(&self.folder)
+        durable::persist(file, &self.folder.join(name))
     }
 
     /// Files in the folder with their sizes and times, but for those that have just gone.

@@ -1,7 +1,7 @@
 //! Tests of the poll thread's desk.
 
-use super::*;
 use crate::document::RecordPosition;
+use crate::kafka::consumer::assignment::*;
 
 fn partition(number: i32) -> TopicPartition {
     TopicPartition::new("news", number)

@@ -1,9 +1,9 @@
 //! How far the live group is behind, asked from outside.
 
-use super::super::inspect::Inspector;
-use super::super::offsets;
-use super::super::settings::KafkaSettings;
 use crate::document::TopicPartition;
+use crate::kafka::inspect::Inspector;
+use crate::kafka::settings::KafkaSettings;
+use crate::kafka::{client, offsets};
 use crate::source::SourceError;
 
 /// Asks for the lag of the configured group without joining it.
@@ -40,9 +40,8 @@ impl LagWatch {
             );
         }
         let consumer = &self.inspector.consumer;
-        let committed = offsets::committed(consumer, &partitions).map_err(|error| {
-            super::super::client::source_error("the live group cannot be asked", &error)
-        })?;
+        let committed = offsets::committed(consumer, &partitions)
+            .map_err(|error| client::source_error("the live group cannot be asked", &error))?;
         let logs = offsets::all_ranges(consumer, &partitions)?;
         Ok(logs
             .iter()

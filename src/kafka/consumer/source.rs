@@ -9,19 +9,20 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
 
-use super::check::{CheckThread, CountStoredBeyond, Request};
-use super::client;
-use super::committer::{self, Committer};
-use super::counters::SourceCounters;
-use super::damage::Search;
-use super::desk::{ChunkBounds, Desk};
-use super::poll::{PollThread, QUEUE_CHUNKS};
-use super::progress::{ProgressThread, SourceStatus};
-use super::range::{JobPlan, RangeJob, RangeProgress, Watch};
-use super::rebalance::{self, Callbacks, GroupConsumer, Phase, Shared};
-use super::settings::KafkaSettings;
-use super::start::StartPolicy;
 use crate::document::{Generation, TopicPartition};
+use crate::kafka::backfill::{JobPlan, RangeJob, RangeProgress, Watch};
+use crate::kafka::client;
+use crate::kafka::consumer::assignment::{ChunkBounds, Desk};
+use crate::kafka::consumer::check::start_offsets::StartPolicy;
+use crate::kafka::consumer::check::{CheckThread, CountStoredBeyond};
+use crate::kafka::consumer::committer::{self, Committer};
+use crate::kafka::consumer::counters::SourceCounters;
+use crate::kafka::consumer::damage::Search;
+use crate::kafka::consumer::poll::{PollThread, QUEUE_CHUNKS};
+use crate::kafka::consumer::progress::{ProgressThread, SourceStatus};
+use crate::kafka::consumer::shared::{Callbacks, CheckRequest, GroupConsumer, Phase, Shared};
+use crate::kafka::consumer::{commit_thread, rebalance};
+use crate::kafka::settings::KafkaSettings;
 use crate::source::{CommitMode, CommitOffset, Events, Source, SourceError};
 use crate::telemetry::Metrics;
 
@@ -59,7 +60,7 @@ pub struct KafkaSource {
     committer: Committer,
     events: Events,
     status: Arc<Mutex<SourceStatus>>,
-    checks: Sender<Request>,
+    checks: Sender<CheckRequest>,
     /// Disconnected once the poll thread has ended.
     ended: Receiver<()>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -157,7 +158,7 @@ impl KafkaSource {
 
         let consumer = Arc::new(consumer);
         let no_thread = |error| SourceError::Fatal(format!("a thread cannot be started: {error}"));
-        committer::spawn(
+        commit_thread::spawn(
             commits,
             Arc::downgrade(&consumer),
             Arc::clone(&shared),

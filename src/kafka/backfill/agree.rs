@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::super::log_identity::LogNote;
-use super::{RangePosition, RangeProgress, Span};
 use crate::document::TopicPartition;
+use crate::kafka::backfill::{RangePosition, RangeProgress, Span};
+use crate::kafka::log_identity::LogNote;
 
 /// What a commit of the job's group says beside its offset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,85 +7,20 @@ use std::sync::{Arc, Once, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode as ClientCommit, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
-use super::client;
-use super::log_identity::LogNote;
-use super::rebalance::{GroupConsumer, Phase, Shared};
+use crate::kafka::client;
+use crate::kafka::consumer::committer::{Request, Work};
+use crate::kafka::consumer::shared::{GroupConsumer, Phase, Shared};
+use crate::kafka::log_identity::LogNote;
 use crate::source::{CommitOffset, SourceError};
-
-/// Longest wait for a commit that somebody waits for; the client itself gives up later.
-pub(super) const COMMIT_WITHIN: Duration = Duration::from_secs(10);
-/// Requests that may wait; there is one pipeline and one poll thread to make them.
-const REQUESTS: usize = 8;
-
-/// A commit that somebody waits for.
-pub(super) struct Request {
-    offsets: Vec<CommitOffset>,
-    /// Whether partitions whose revocation has begun are included.
-    with_leaving: bool,
-    reply: Sender<Result<(), SourceError>>,
-}
-
-/// Hands commits to the thread.
-#[derive(Debug, Clone)]
-pub(super) struct Committer {
-    requests: Sender<Request>,
-    wake: Sender<()>,
-}
-
-/// The thread's ends of the channels.
-pub(super) struct Work {
-    requests: Receiver<Request>,
-    wake: Receiver<()>,
-}
-
-/// A committer and the work that its thread is to do.
-pub(super) fn channel() -> (Committer, Work) {
-    let (requests, waiting) = bounded(REQUESTS);
-    let (wake, woken) = bounded(1);
-    let work = Work {
-        requests: waiting,
-        wake: woken,
-    };
-    (Committer { requests, wake }, work)
-}
-
-impl Committer {
-    /// Commits `offsets` and all that waits, as far as it is still held, and waits for the broker.
-    pub(super) fn commit(
-        &self,
-        offsets: Vec<CommitOffset>,
-        with_leaving: bool,
-    ) -> Result<(), SourceError> {
-        let (reply, answer) = bounded(1);
-        let request = Request {
-            offsets,
-            with_leaving,
-            reply,
-        };
-        let late = || SourceError::Transient("offsets were not committed in time".to_owned());
-        self.requests
-            .send_timeout(request, COMMIT_WITHIN)
-            .map_err(|_| late())?;
-        answer.recv_timeout(COMMIT_WITHIN).map_err(|_| late())?
-    }
-
-    /// Lets the thread look at what waits to be committed in the background.
-    pub(super) fn wake(&self) {
-        match self.wake.try_send(()) {
-            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
-        }
-    }
-}
 
 /// Starts the thread. It ends when `shared` is closing. It does not keep the consumer alive: the
 /// poll thread is to be the one that drops it, which leaves the group.
-pub(super) fn spawn(
+pub(in crate::kafka) fn spawn(
     work: Work,
     consumer: Weak<GroupConsumer>,
     shared: Arc<Shared>,

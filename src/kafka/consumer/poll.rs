@@ -10,20 +10,19 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
-use super::client;
-use super::compare;
-use super::damage::{self, Search};
-use super::desk::Begin;
-use super::held::Held;
-use super::offsets;
-use super::rebalance::{self, GroupConsumer, Other, Phase, Shared};
-use super::text;
 use crate::digest;
 use crate::document::{RecordPosition, TopicPartition};
+use crate::kafka::consumer::assignment::Begin;
+use crate::kafka::consumer::assignment::held::Held;
+use crate::kafka::consumer::check::compare;
+use crate::kafka::consumer::damage::{self, Search};
+use crate::kafka::consumer::rebalance::{self, Other};
+use crate::kafka::consumer::shared::{GroupConsumer, Phase, Shared};
+use crate::kafka::{client, offsets, text};
 use crate::source::{Header, LARGEST_VALUE, RecordFault, SourceError, SourceEvent, SourceRecord};
 
 /// Chunks that may wait in the channel; the queue's bounds are divided among them.
-pub(super) const QUEUE_CHUNKS: usize = 8;
+pub(in crate::kafka) const QUEUE_CHUNKS: usize = 8;
 /// Longest wait for a record; a stop or a close is seen this late.
 const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a full chunk waits for room before fetching is paused: a pause throws away what the
@@ -42,10 +41,10 @@ const DAMAGE_COUNTS: Duration = Duration::from_secs(60);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
-pub(super) struct PollThread {
-    pub(super) consumer: Arc<GroupConsumer>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) records: Sender<SourceEvent>,
+pub(in crate::kafka) struct PollThread {
+    pub(in crate::kafka) consumer: Arc<GroupConsumer>,
+    pub(in crate::kafka) shared: Arc<Shared>,
+    pub(in crate::kafka) records: Sender<SourceEvent>,
     /// Since when the chunk has been full without room for it.
     full_since: Option<Instant>,
     last_said: Vec<(RDKafkaErrorCode, Instant)>,
@@ -62,7 +61,7 @@ pub(super) struct PollThread {
 }
 
 impl PollThread {
-    pub(super) fn new(
+    pub(in crate::kafka) fn new(
         consumer: Arc<GroupConsumer>,
         shared: Arc<Shared>,
         records: Sender<SourceEvent>,
@@ -86,7 +85,7 @@ impl PollThread {
 
     /// Polls until the source is closed. Dropping the client then leaves the group: it polls on until
     /// that is done.
-    pub(super) fn run(mut self) {
+    pub(in crate::kafka) fn run(mut self) {
         while self.shared.phase() != Phase::Closing {
             if !self.shared.delivers() {
                 self.fall_quiet();
@@ -464,7 +463,7 @@ fn is_deletion(message: &BorrowedMessage<'_>) -> bool {
 
 /// A message's headers in our form. One whose name is not UTF-8 is left out: the client does not
 /// give it.
-pub(super) fn headers_of(message: &BorrowedMessage<'_>) -> Vec<Header> {
+pub(in crate::kafka) fn headers_of(message: &BorrowedMessage<'_>) -> Vec<Header> {
     let Some(headers) = message.headers() else {
         return Vec::new();
     };

@@ -11,10 +11,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::Offset;
 
-use super::client::Reporting;
-use super::progress::SourceStatus;
-use super::settings::KafkaSettings;
 use crate::document::RecordPosition;
+use crate::kafka::client::Reporting;
+use crate::kafka::consumer::progress::SourceStatus;
+use crate::kafka::settings::KafkaSettings;
 
 /// How long one partition is read, and all of them.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -22,14 +22,14 @@ const SEARCH_WITHIN: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Looks for damaged batches beside the poll thread, one search at a time.
-pub(super) struct Search {
-    pub(super) settings: KafkaSettings,
-    pub(super) status: Arc<Mutex<SourceStatus>>,
+pub(in crate::kafka) struct Search {
+    pub(in crate::kafka) settings: KafkaSettings,
+    pub(in crate::kafka) status: Arc<Mutex<SourceStatus>>,
     running: Option<thread::JoinHandle<()>>,
 }
 
 impl Search {
-    pub(super) fn new(settings: KafkaSettings, status: Arc<Mutex<SourceStatus>>) -> Self {
+    pub(in crate::kafka) fn new(settings: KafkaSettings, status: Arc<Mutex<SourceStatus>>) -> Self {
         Self {
             settings,
             status,
@@ -39,7 +39,7 @@ impl Search {
 
     /// Searches at `places`, where partitions go on, and tells `tell` which batch is damaged; readiness
     /// names it until the partition is past it.
-    pub(super) fn begin(
+    pub(in crate::kafka) fn begin(
         &mut self,
         mut places: Vec<RecordPosition>,
         tell: impl FnOnce(Finding) + Send + 'static,
@@ -70,7 +70,7 @@ impl Search {
 }
 
 /// What a search has found.
-pub(super) enum Finding {
+pub(in crate::kafka) enum Finding {
     /// The batch at this position is damaged.
     At(RecordPosition),
     /// All batches that come next are sound by now.
@@ -80,7 +80,7 @@ pub(super) enum Finding {
 }
 
 /// Says that a batch is read again.
-pub(super) fn log(finding: Finding) {
+pub(in crate::kafka) fn log(finding: Finding) {
     match finding {
         Finding::At(RecordPosition { partition, offset }) => tracing::warn!(
             topic = %partition.topic,
@@ -98,7 +98,7 @@ pub(super) fn log(finding: Finding) {
 }
 
 /// Why the worker ends.
-pub(super) fn last_words(finding: Finding) -> String {
+pub(in crate::kafka) fn last_words(finding: Finding) -> String {
     let place = match finding {
         Finding::At(RecordPosition { partition, offset }) => {
             format!(" of {partition} at offset {offset}")

@@ -1,9 +1,9 @@
 //! Where to begin in a partition: the committed offset against what the topic still has, and
 //! whether that is still the log that was read. Pure.
 
-use super::offsets::LogRange;
-use super::settings::OnMissingOffset;
 use crate::document::TopicPartition;
+use crate::kafka::offsets::LogRange;
+use crate::kafka::settings::OnMissingOffset;
 use crate::source::SourceError;
 
 /// Partitions that a message names before it says how many more there are.
@@ -11,16 +11,16 @@ const NAMED_PARTITIONS: usize = 8;
 
 /// What the user wants done where the committed offset does not settle it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct StartPolicy {
-    pub(super) on_missing: OnMissingOffset,
-    pub(super) accept_gap: bool,
+pub(in crate::kafka) struct StartPolicy {
+    pub(in crate::kafka) on_missing: OnMissingOffset,
+    pub(in crate::kafka) accept_gap: bool,
     /// Whether a bounded job asks, so that messages name its command.
-    pub(super) bounded: bool,
+    pub(in crate::kafka) bounded: bool,
 }
 
 /// What comparing a record that was delivered with the one that stands at its offset now says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compared {
+pub(in crate::kafka) enum Compared {
     /// It is the log that was read.
     Same,
     /// Another record stands at this offset.
@@ -31,12 +31,12 @@ pub(super) enum Compared {
 
 /// Records that are gone before they could be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gap {
-    pub(super) partition: TopicPartition,
+pub(in crate::kafka) struct Gap {
+    pub(in crate::kafka) partition: TopicPartition,
     /// Where the group wanted to go on.
-    pub(super) wanted: i64,
+    pub(in crate::kafka) wanted: i64,
     /// What the topic has.
-    pub(super) log: LogRange,
+    pub(in crate::kafka) log: LogRange,
 }
 
 impl Gap {
@@ -70,7 +70,7 @@ impl Gap {
 
 /// Why a partition has no place to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(in crate::kafka) enum Refusal {
     Missing(TopicPartition),
     Gap(Gap),
     /// Another record stands at this offset than the one that was delivered from there.
@@ -94,7 +94,7 @@ impl Refusal {
 }
 
 /// Decides where to begin. An accepted gap leads forward to the oldest record, never back.
-pub(super) fn decide(
+pub(in crate::kafka) fn decide(
     partition: &TopicPartition,
     next: Option<i64>,
     log: LogRange,
@@ -128,7 +128,7 @@ pub(super) fn decide(
 }
 
 /// All refusals as one message that says what to do.
-pub(super) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
+pub(in crate::kafka) fn refuse(refusals: &[Refusal], policy: StartPolicy) -> SourceError {
     let mut expired = Vec::new();
     let mut missing = Vec::new();
     let mut recreated = Vec::new();

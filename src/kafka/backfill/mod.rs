@@ -17,9 +17,9 @@ pub(super) use agree::{Agreed, JobPlan};
 pub(super) use ask::{agree, is_gap};
 pub(super) use watch::Watch;
 
-use super::settings::KafkaSettings;
 use crate::digest;
 use crate::document::TopicPartition;
+use crate::kafka::settings::KafkaSettings;
 
 /// Longest part of a job's name in the id of its group.
 const NAME_CHARACTERS: usize = 48;

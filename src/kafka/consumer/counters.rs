@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A counter that only grows.
 #[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
+pub(in crate::kafka) struct Count(AtomicU64);
 
 impl Count {
-    pub(super) fn add(&self, more: u64) {
+    pub(in crate::kafka) fn add(&self, more: u64) {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
@@ -17,15 +17,15 @@ impl Count {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) records: Count,
-    pub(super) bytes: Count,
-    pub(super) dropped: Count,
-    pub(super) skipped: Count,
-    pub(super) pauses: Count,
-    pub(super) rebalances: Count,
-    pub(super) commits: Count,
-    pub(super) commit_failures: Count,
+pub(in crate::kafka) struct Counters {
+    pub(in crate::kafka) records: Count,
+    pub(in crate::kafka) bytes: Count,
+    pub(in crate::kafka) dropped: Count,
+    pub(in crate::kafka) skipped: Count,
+    pub(in crate::kafka) pauses: Count,
+    pub(in crate::kafka) rebalances: Count,
+    pub(in crate::kafka) commits: Count,
+    pub(in crate::kafka) commit_failures: Count,
 }
 
 /// What the source has counted since it started.
@@ -50,7 +50,7 @@ pub struct SourceCounters {
 }
 
 impl Counters {
-    pub(super) fn snapshot(&self) -> SourceCounters {
+    pub(in crate::kafka) fn snapshot(&self) -> SourceCounters {
         SourceCounters {
             records: self.records.get(),
             bytes: self.bytes.get(),

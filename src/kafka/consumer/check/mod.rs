@@ -3,6 +3,9 @@
 //! partition is paused meanwhile, and the poll thread polls on. Now and then it also reads again
 //! what was committed since, so that a log that was replaced unnoticed is found.
 
+pub(in crate::kafka) mod compare;
+pub(in crate::kafka) mod start_offsets;
+
 use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
@@ -12,17 +15,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rdkafka::consumer::Consumer;
 
-use super::client;
-use super::compare;
-use super::desk::{Begin, ToCheck};
-use super::log_identity::LogNote;
-use super::offsets::{self, LogRange};
-use super::range::{self, Agreed, JobPlan};
-use super::rebalance::{GroupConsumer, Phase, Shared};
-use super::settings::KafkaSettings;
-use super::start::{self, Compared, Gap, Refusal};
-use crate::document::{Generation, RecordPosition, TopicPartition};
+use crate::document::{RecordPosition, TopicPartition};
+use crate::kafka::backfill::{self, Agreed, JobPlan};
+use crate::kafka::client;
+use crate::kafka::consumer::assignment::{Begin, ToCheck};
+use crate::kafka::consumer::check::start_offsets::{Compared, Gap, Refusal};
+use crate::kafka::consumer::shared::{CheckRequest, GroupConsumer, Phase, Shared};
+use crate::kafka::log_identity::LogNote;
+use crate::kafka::offsets::{self, LogRange};
+use crate::kafka::settings::KafkaSettings;
 use crate::source::{CommitOffset, SourceError};
+use crate::telemetry::LogLimit;
 
 /// Counts the stored documents whose offsets lie at or beyond these; `None` where that cannot be
 /// said. Called on the check thread, which waits for it.
@@ -42,28 +45,25 @@ const STORE_PAUSE: Duration = Duration::from_millis(300);
 /// How often the same trouble is spoken of.
 const REPEAT_LOG_AFTER: Duration = Duration::from_secs(30);
 
-/// Partitions to check, each under its assignment.
-pub(super) type Request = Vec<(TopicPartition, Generation)>;
-
 /// See the module.
-pub(super) struct CheckThread {
+pub(in crate::kafka) struct CheckThread {
     /// Those of the live group, also where a bounded job runs: it is asked what that has committed.
-    pub(super) settings: KafkaSettings,
-    pub(super) shared: Arc<Shared>,
+    pub(in crate::kafka) settings: KafkaSettings,
+    pub(in crate::kafka) shared: Arc<Shared>,
     /// The poll thread is to be the one that drops it, which leaves the group.
-    pub(super) consumer: Weak<GroupConsumer>,
-    pub(super) requests: Receiver<Request>,
-    pub(super) begins: Sender<Begin>,
-    pub(super) count_stored_beyond: Option<CountStoredBeyond>,
+    pub(in crate::kafka) consumer: Weak<GroupConsumer>,
+    pub(in crate::kafka) requests: Receiver<CheckRequest>,
+    pub(in crate::kafka) begins: Sender<Begin>,
+    pub(in crate::kafka) count_stored_beyond: Option<CountStoredBeyond>,
 }
 
 /// What the thread remembers.
 struct State {
-    waiting: Request,
+    waiting: CheckRequest,
     /// How often a partition was found to end before a known record.
     beyond: HashMap<TopicPartition, u32>,
     verified: Instant,
-    said: Option<Instant>,
+    said: LogLimit,
 }
 
 /// What is known of one partition.
@@ -112,7 +112,7 @@ impl Facts {
 
 impl CheckThread {
     /// Starts the thread; it ends with the source.
-    pub(super) fn spawn(self) -> std::io::Result<thread::JoinHandle<()>> {
+    pub(in crate::kafka) fn spawn(self) -> std::io::Result<thread::JoinHandle<()>> {
         thread::Builder::new()
             .name("kafka-check".to_owned())
             .spawn(move || {
@@ -134,7 +134,7 @@ impl CheckThread {
             waiting: Vec::new(),
             beyond: HashMap::new(),
             verified: Instant::now(),
-            said: None,
+            said: LogLimit::new(REPEAT_LOG_AFTER),
         };
         loop {
             let wait = if state.waiting.is_empty() {
@@ -172,8 +172,7 @@ impl CheckThread {
                     }
                 }
                 Err(SourceError::Transient(reason)) => {
-                    if state.said.is_none_or(|at| at.elapsed() >= REPEAT_LOG_AFTER) {
-                        state.said = Some(Instant::now());
+                    if state.said.is_due(Instant::now()) {
                         tracing::warn!(reason, "where to go on is not known yet; trying again");
                     }
                 }
@@ -238,7 +237,7 @@ impl CheckThread {
         if refusals.is_empty() {
             Ok(())
         } else {
-            Err(start::refuse(&refusals, self.shared.policy))
+            Err(start_offsets::refuse(&refusals, self.shared.policy))
         }
     }
 
@@ -306,7 +305,7 @@ impl CheckThread {
     ) -> Result<HashMap<TopicPartition, Agreed>, SourceError> {
         let new = || asked.iter().filter(|asked| asked.is_new);
         let partitions: Vec<_> = new().map(|asked| asked.partition.clone()).collect();
-        let agreed = range::agree(member, job, &partitions)?;
+        let agreed = backfill::agree(member, job, &partitions)?;
         // By way of the commit thread: a partition that leaves meanwhile is left out.
         let spans: Vec<CommitOffset> = agreed
             .iter()
@@ -354,7 +353,8 @@ impl CheckThread {
             }
         }
         state.beyond.remove(partition);
-        let decided = start::decide(partition, facts.next, range, compared, self.shared.policy);
+        let decided =
+            start_offsets::decide(partition, facts.next, range, compared, self.shared.policy);
         Some(decided.map(|(at, gap)| {
             if let Some(gap) = gap {
                 tracing::warn!(
@@ -420,7 +420,7 @@ impl CheckThread {
                 topics.sort_unstable();
                 topics.dedup();
                 let refusal = Refusal::Recreated(topics.join(", "), documents);
-                Err(start::refuse(&[refusal], self.shared.policy))
+                Err(start_offsets::refuse(&[refusal], self.shared.policy))
             }
             None => {
                 tracing::warn!(
@@ -484,7 +484,7 @@ impl CheckThread {
         if refusals.is_empty() {
             Ok(())
         } else {
-            Err(start::refuse(&refusals, self.shared.policy))
+            Err(start_offsets::refuse(&refusals, self.shared.policy))
         }
     }
 }

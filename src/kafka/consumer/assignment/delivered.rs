@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::log_identity::{LogNote, RecordIdentity};
+use crate::kafka::log_identity::{LogNote, RecordIdentity};
 
 /// Most identities kept of one partition. Beyond it every second one is dropped, and a commit may
 /// name an earlier record than the last.
@@ -11,7 +11,7 @@ const MAX_KEPT: usize = 16_384;
 
 /// The records of one partition under one assignment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Delivered {
+pub(in crate::kafka) struct Delivered {
     /// Not committed yet, offsets ascending.
     recent: VecDeque<RecordIdentity>,
     /// The last one below the committed offset.
@@ -22,7 +22,7 @@ pub(super) struct Delivered {
 
 impl Delivered {
     /// Begins with what the last commit says, all of which was compared with the log just now.
-    pub(super) fn resumed(note: LogNote) -> Self {
+    pub(in crate::kafka) fn resumed(note: LogNote) -> Self {
         Self {
             recent: VecDeque::new(),
             last: note.last,
@@ -31,7 +31,7 @@ impl Delivered {
     }
 
     /// Notes a delivered record.
-    pub(super) fn push(&mut self, record: RecordIdentity) {
+    pub(in crate::kafka) fn push(&mut self, record: RecordIdentity) {
         if self.recent.len() >= MAX_KEPT {
             let mut odd = false;
             self.recent.retain(|_| {
@@ -43,7 +43,7 @@ impl Delivered {
     }
 
     /// What to compare with the log where the partition goes on after its newest record.
-    pub(super) fn newest(&self) -> LogNote {
+    pub(in crate::kafka) fn newest(&self) -> LogNote {
         LogNote {
             last: self.recent.back().copied().or(self.last),
             verified: self.verified,
@@ -51,7 +51,7 @@ impl Delivered {
     }
 
     /// What a commit of `next_offset` says.
-    pub(super) fn note(&self, next_offset: i64) -> LogNote {
+    pub(in crate::kafka) fn note(&self, next_offset: i64) -> LogNote {
         let below = self.below(next_offset);
         let last = below.checked_sub(1).and_then(|at| self.recent.get(at));
         LogNote {
@@ -61,7 +61,7 @@ impl Delivered {
     }
 
     /// Notes that `next_offset` was committed.
-    pub(super) fn committed(&mut self, next_offset: i64) {
+    pub(in crate::kafka) fn committed(&mut self, next_offset: i64) {
         let below = self.below(next_offset);
         if let Some(last) = self.recent.drain(..below).next_back() {
             self.last = Some(last);
@@ -70,7 +70,7 @@ impl Delivered {
 
     /// The last committed record, and the one to compare beside it, where the former was not read
     /// again yet.
-    pub(super) fn unverified(&self) -> Option<LogNote> {
+    pub(in crate::kafka) fn unverified(&self) -> Option<LogNote> {
         (self.last.is_some() && self.last != self.verified).then_some(LogNote {
             last: self.last,
             verified: self.verified,
@@ -78,7 +78,7 @@ impl Delivered {
     }
 
     /// Notes that `record` was read again from the log.
-    pub(super) fn verify(&mut self, record: RecordIdentity) {
+    pub(in crate::kafka) fn verify(&mut self, record: RecordIdentity) {
         self.verified = Some(record);
     }
 

@@ -10,11 +10,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::Offset;
 
-use super::client::{self, Reporting};
-use super::log_identity::{LogNote, RecordIdentity};
-use super::settings::KafkaSettings;
-use super::start::Compared;
 use crate::document::TopicPartition;
+use crate::kafka::client::{self, Reporting};
+use crate::kafka::consumer::check::start_offsets::Compared;
+use crate::kafka::log_identity::{LogNote, RecordIdentity};
+use crate::kafka::settings::KafkaSettings;
 use crate::source::SourceError;
 
 /// How long the records of one topic may take.
@@ -30,10 +30,12 @@ enum Found {
 
 /// What was found, by partition and offset; left out where the brokers did not answer in time.
 #[derive(Debug, Default)]
-pub(super) struct Log(HashMap<(TopicPartition, i64), Found>);
+pub(in crate::kafka) struct Log(HashMap<(TopicPartition, i64), Found>);
 
 /// A consumer that reads and asks beside the group's member.
-pub(super) fn consumer(settings: &KafkaSettings) -> Result<BaseConsumer<Reporting>, SourceError> {
+pub(in crate::kafka) fn consumer(
+    settings: &KafkaSettings,
+) -> Result<BaseConsumer<Reporting>, SourceError> {
     let mut config = settings.consumer_config()?;
     // An offset that has just expired is answered with a later record.
     config.set("auto.offset.reset", "earliest");
@@ -46,7 +48,7 @@ pub(super) fn consumer(settings: &KafkaSettings) -> Result<BaseConsumer<Reportin
 }
 
 /// The identity of a record as the client delivers it.
-pub(super) fn identity(message: &BorrowedMessage<'_>) -> RecordIdentity {
+pub(in crate::kafka) fn identity(message: &BorrowedMessage<'_>) -> RecordIdentity {
     RecordIdentity::of(
         message.offset(),
         message.timestamp().to_millis(),
@@ -59,7 +61,7 @@ pub(super) fn identity(message: &BorrowedMessage<'_>) -> RecordIdentity {
 ///
 /// # Errors
 /// Fatal where the brokers do not let the worker read.
-pub(super) fn read(
+pub(in crate::kafka) fn read(
     settings: &KafkaSettings,
     mut wanted: Vec<(TopicPartition, i64)>,
 ) -> Result<Log, SourceError> {
@@ -132,7 +134,7 @@ fn read_round(
 
 impl Log {
     /// Compares what is known of a partition with what was found; `None` where an answer is missing.
-    pub(super) fn compare(
+    pub(in crate::kafka) fn compare(
         &self,
         partition: &TopicPartition,
         known: impl IntoIterator<Item = RecordIdentity>,
@@ -150,7 +152,11 @@ impl Log {
 }
 
 /// The places to read for `note`, as far as they lie within `[low, high)`.
-pub(super) fn within(note: LogNote, low: i64, high: i64) -> impl Iterator<Item = RecordIdentity> {
+pub(in crate::kafka) fn within(
+    note: LogNote,
+    low: i64,
+    high: i64,
+) -> impl Iterator<Item = RecordIdentity> {
     note.records()
         .filter(move |record| (low..high).contains(&record.offset))
 }

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::consumer::Consumer;
 
-use super::inspect::Inspector;
-use super::offsets;
-use super::range;
-use super::rebalance::{GroupConsumer, Phase, Shared};
-use super::settings::KafkaSettings;
 use crate::document::{Generation, RecordPosition, TopicPartition};
+use crate::kafka::consumer::assignment::Position;
+use crate::kafka::consumer::shared::{GroupConsumer, Phase, Shared};
+use crate::kafka::inspect::Inspector;
+use crate::kafka::settings::KafkaSettings;
+use crate::kafka::{backfill, offsets};
 use crate::source::SourceError;
 
 /// How often the brokers are asked.
@@ -70,22 +70,11 @@ pub struct SourceStatus {
 
 impl SourceStatus {
     /// Whether the partition is known to end there.
-    pub(super) fn is_at_end(&self, place: &RecordPosition) -> bool {
+    pub(in crate::kafka) fn is_at_end(&self, place: &RecordPosition) -> bool {
         let mut partitions = self.partitions.iter();
         let found = partitions.find(|status| status.partition == place.partition);
         found.is_some_and(|status| status.end.is_some_and(|end| end <= place.offset))
     }
-}
-
-/// A partition as the assignment knows it.
-#[derive(Debug, Clone)]
-pub(super) struct Position {
-    pub(super) partition: TopicPartition,
-    pub(super) generation: Generation,
-    pub(super) position: Option<i64>,
-    /// Whether it is read, and everything that was delivered is durable.
-    pub(super) is_settled: bool,
-    pub(super) checking: bool,
 }
 
 /// What the thread remembers of a partition.
@@ -100,16 +89,16 @@ struct Seen {
 }
 
 /// See the module.
-pub(super) struct ProgressThread {
-    pub(super) settings: KafkaSettings,
-    pub(super) shared: Arc<Shared>,
-    pub(super) consumer: Weak<GroupConsumer>,
-    pub(super) status: Arc<Mutex<SourceStatus>>,
+pub(in crate::kafka) struct ProgressThread {
+    pub(in crate::kafka) settings: KafkaSettings,
+    pub(in crate::kafka) shared: Arc<Shared>,
+    pub(in crate::kafka) consumer: Weak<GroupConsumer>,
+    pub(in crate::kafka) status: Arc<Mutex<SourceStatus>>,
 }
 
 impl ProgressThread {
     /// Starts the thread; it ends with the source.
-    pub(super) fn spawn(self) -> Result<thread::JoinHandle<()>, SourceError> {
+    pub(in crate::kafka) fn spawn(self) -> Result<thread::JoinHandle<()>, SourceError> {
         let inspector = Inspector::new(&self.settings)?;
         thread::Builder::new()
             .name("kafka-progress".to_owned())
@@ -224,7 +213,7 @@ impl ProgressThread {
             if at >= end || Instant::now() < seen.look_at {
                 continue;
             }
-            match range::is_gap(&self.settings, partition, at, end, false) {
+            match backfill::is_gap(&self.settings, partition, at, end, false) {
                 Ok(true) => {
                     tracing::debug!(%partition, at, end, "only markers stand before the end; it is committed");
                     let passed = self

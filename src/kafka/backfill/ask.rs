@@ -9,14 +9,13 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
 
-use super::agree::{Agreed, JobPlan, Note, State};
-use super::spec::clip;
-use super::{OffsetRange, RangeSpec, Span};
 use crate::document::TopicPartition;
+use crate::kafka::backfill::agree::{Agreed, JobPlan, Note, State};
+use crate::kafka::backfill::spec::clip;
+use crate::kafka::backfill::{OffsetRange, RangeSpec, Span};
 use crate::kafka::client::{self, Reporting};
-use crate::kafka::offsets;
 use crate::kafka::settings::KafkaSettings;
-use crate::kafka::text;
+use crate::kafka::{offsets, text};
 use crate::source::SourceError;
 
 /// How long one question may take.

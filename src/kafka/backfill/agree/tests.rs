@@ -1,7 +1,7 @@
 //! What the workers of a job agree upon.
 
-use super::super::super::log_identity::RecordIdentity;
-use super::*;
+use crate::kafka::backfill::agree::*;
+use crate::kafka::log_identity::RecordIdentity;
 
 fn partition(number: i32) -> TopicPartition {
     TopicPartition::new("news", number)

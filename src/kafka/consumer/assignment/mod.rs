@@ -1,60 +1,73 @@
 //! What lies on the poll thread's desk: the partitions it holds, under which generation, and the
 //! chunk of records that waits for room in the channel. Pure: knows no client.
 
+pub(in crate::kafka) mod delivered;
+pub(in crate::kafka) mod held;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::delivered::Delivered;
-use super::held::Held;
-use super::log_identity::{LogNote, RecordIdentity};
-use super::progress::Position;
 use crate::document::{Generation, TopicPartition};
+use crate::kafka::consumer::assignment::delivered::Delivered;
+use crate::kafka::consumer::assignment::held::Held;
+use crate::kafka::log_identity::{LogNote, RecordIdentity};
 use crate::source::{CommitOffset, SourceRecord};
 
 /// Bounds of one chunk.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ChunkBounds {
-    pub(super) records: usize,
-    pub(super) bytes: usize,
+pub(in crate::kafka) struct ChunkBounds {
+    pub(in crate::kafka) records: usize,
+    pub(in crate::kafka) bytes: usize,
+}
+
+/// A partition as the assignment knows it.
+#[derive(Debug, Clone)]
+pub(in crate::kafka) struct Position {
+    pub(in crate::kafka) partition: TopicPartition,
+    pub(in crate::kafka) generation: Generation,
+    pub(in crate::kafka) position: Option<i64>,
+    /// Whether it is read, and everything that was delivered is durable.
+    pub(in crate::kafka) is_settled: bool,
+    pub(in crate::kafka) checking: bool,
 }
 
 /// A partition whose log is to be compared with what was read before.
 #[derive(Debug, Clone)]
-pub(super) struct ToCheck {
-    pub(super) partition: TopicPartition,
-    pub(super) generation: Generation,
+pub(in crate::kafka) struct ToCheck {
+    pub(in crate::kafka) partition: TopicPartition,
+    pub(in crate::kafka) generation: Generation,
     /// Whether it is new under this assignment: the group's commits say where it begins.
-    pub(super) is_new: bool,
+    pub(in crate::kafka) is_new: bool,
     /// Where it goes on, as far as this assignment knows.
-    pub(super) next: Option<i64>,
+    pub(in crate::kafka) next: Option<i64>,
     /// What this process knows of the log.
-    pub(super) log: LogNote,
+    pub(in crate::kafka) log: LogNote,
 }
 
 /// Where a partition begins or goes on, its log having been checked.
 #[derive(Debug, Clone)]
-pub(super) struct Begin {
-    pub(super) partition: TopicPartition,
-    pub(super) generation: Generation,
-    pub(super) at: i64,
+pub(in crate::kafka) struct Begin {
+    pub(in crate::kafka) partition: TopicPartition,
+    pub(in crate::kafka) generation: Generation,
+    pub(in crate::kafka) at: i64,
     /// The next record wanted; `at` may lie behind a gap.
-    pub(super) next: Option<i64>,
+    pub(in crate::kafka) next: Option<i64>,
     /// Where a bounded source stops.
-    pub(super) end: Option<i64>,
+    pub(in crate::kafka) end: Option<i64>,
     /// What the last commit says of the log.
-    pub(super) log: LogNote,
+    pub(in crate::kafka) log: LogNote,
 }
 
 /// The desk itself.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(in crate::kafka) struct Desk {
     topics: HashMap<Arc<str>, HashMap<i32, Held>>,
     generation: u64,
     chunk: Vec<SourceRecord>,
     chunk_bytes: usize,
     bounds: ChunkBounds,
     /// Whether fetching is paused because the channel is full.
-    pub(super) paused: bool,
+    pub(in crate::kafka) paused: bool,
     /// What waits to be committed in the background.
     pending_commits: HashMap<TopicPartition, CommitOffset>,
     /// A delivered record of each partition that this process has held before.
@@ -62,7 +75,7 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(bounds: ChunkBounds) -> Self {
+    pub(in crate::kafka) fn new(bounds: ChunkBounds) -> Self {
         Self {
             topics: HashMap::new(),
             generation: 0,
@@ -77,7 +90,7 @@ impl Desk {
 
     /// Takes partitions over under a new generation. Nothing of them is taken before their logs
     /// have been checked.
-    pub(super) fn assign(&mut self, partitions: &[TopicPartition]) -> Generation {
+    pub(in crate::kafka) fn assign(&mut self, partitions: &[TopicPartition]) -> Generation {
         self.generation += 1;
         let generation = Generation(self.generation);
         for partition in partitions {
@@ -91,7 +104,7 @@ impl Desk {
     }
 
     /// Checks all partitions that are being read once more, since the client lost an offset.
-    pub(super) fn check_again(&mut self) -> Vec<(TopicPartition, Generation)> {
+    pub(in crate::kafka) fn check_again(&mut self) -> Vec<(TopicPartition, Generation)> {
         let held = self.topics.values_mut().flat_map(HashMap::values_mut);
         held.filter(|held| !held.ended && !held.leaving && !held.checking)
             .map(|held| {
@@ -102,7 +115,10 @@ impl Desk {
     }
 
     /// What is known of those of `partitions` whose check is still wanted.
-    pub(super) fn to_check(&self, partitions: &[(TopicPartition, Generation)]) -> Vec<ToCheck> {
+    pub(in crate::kafka) fn to_check(
+        &self,
+        partitions: &[(TopicPartition, Generation)],
+    ) -> Vec<ToCheck> {
         let wanted = partitions.iter().filter_map(|(partition, generation)| {
             self.held(partition)
                 .filter(|held| held.generation == *generation && held.checking && !held.leaving)
@@ -126,7 +142,7 @@ impl Desk {
     }
 
     /// Lets a partition begin or go on; false where its check is not wanted any more.
-    pub(super) fn begin(&mut self, begin: &Begin) -> bool {
+    pub(in crate::kafka) fn begin(&mut self, begin: &Begin) -> bool {
         let Begin { partition, .. } = begin;
         let held = self.get_mut(&partition.topic, partition.partition);
         let Some(held) = held
@@ -165,7 +181,7 @@ impl Desk {
     }
 
     /// What a commit says of the log that it belongs to.
-    pub(super) fn log_note(&self, offset: &CommitOffset) -> LogNote {
+    pub(in crate::kafka) fn log_note(&self, offset: &CommitOffset) -> LogNote {
         let held = self.held(&offset.partition);
         held.filter(|held| held.generation == offset.generation)
             .map(|held| held.delivered.note(offset.next_offset))
@@ -173,7 +189,7 @@ impl Desk {
     }
 
     /// Partitions with committed records that were not read again yet.
-    pub(super) fn unverified(&self) -> Vec<(TopicPartition, Generation, LogNote)> {
+    pub(in crate::kafka) fn unverified(&self) -> Vec<(TopicPartition, Generation, LogNote)> {
         self.all()
             .filter(|held| !held.checking && !held.leaving)
             .filter_map(|held| {
@@ -184,7 +200,7 @@ impl Desk {
     }
 
     /// Notes that a committed record was read again from the log.
-    pub(super) fn verify(
+    pub(in crate::kafka) fn verify(
         &mut self,
         partition: &TopicPartition,
         generation: Generation,
@@ -199,7 +215,7 @@ impl Desk {
     /// Notes that everything there is below the end of a bounded partition has been delivered, if
     /// nothing came in since `next`. Once that is committed, the end itself is: what lies between is
     /// a gap that nobody will deliver.
-    pub(super) fn reach_end(
+    pub(in crate::kafka) fn reach_end(
         &mut self,
         partition: &TopicPartition,
         generation: Generation,
@@ -216,7 +232,7 @@ impl Desk {
     }
 
     /// Notes that the record at `offset` of a bounded partition is not delivered.
-    pub(super) fn skip(&mut self, partition: &TopicPartition, offset: i64) {
+    pub(in crate::kafka) fn skip(&mut self, partition: &TopicPartition, offset: i64) {
         if let Some(held) = self.get_mut(&partition.topic, partition.partition) {
             held.next = Some(offset + 1);
             held.ended = held.end.is_some_and(|end| offset + 1 >= end);
@@ -248,7 +264,7 @@ impl Desk {
     }
 
     /// Where the partitions are.
-    pub(super) fn positions(&self) -> Vec<Position> {
+    pub(in crate::kafka) fn positions(&self) -> Vec<Position> {
         let position = |held: &Held| Position {
             partition: held.partition.clone(),
             generation: held.generation,
@@ -264,7 +280,7 @@ impl Desk {
 
     /// Lets the end of a partition be committed where nothing will be delivered between `from`, everything
     /// below which is committed, and `to`. False where something was delivered meanwhile.
-    pub(super) fn pass_gap(
+    pub(in crate::kafka) fn pass_gap(
         &mut self,
         partition: &TopicPartition,
         generation: Generation,
@@ -288,12 +304,12 @@ impl Desk {
     }
 
     /// Whether a bounded partition has reached its end.
-    pub(super) fn has_ended(&self, partition: &TopicPartition) -> bool {
+    pub(in crate::kafka) fn has_ended(&self, partition: &TopicPartition) -> bool {
         self.held(partition).is_some_and(|held| held.ended)
     }
 
     /// Bounded partitions that have ended.
-    pub(super) fn ended(&self) -> Vec<TopicPartition> {
+    pub(in crate::kafka) fn ended(&self) -> Vec<TopicPartition> {
         let ended = self.all().filter(|held| held.ended && held.begun);
         let ended = ended.filter(|held| !held.leaving && !held.checking);
         ended.map(|held| held.partition.clone()).collect()
@@ -301,7 +317,7 @@ impl Desk {
 
     /// Lets a bounded partition that has ended be read up to `last`, behind its former end. What was decided
     /// is committed also where there is nothing to read. Gives what is to be checked.
-    pub(super) fn read_on(
+    pub(in crate::kafka) fn read_on(
         &mut self,
         partition: &TopicPartition,
         last: i64,
@@ -325,7 +341,7 @@ impl Desk {
     }
 
     /// Bounded partitions that have ended and are still fetched.
-    pub(super) fn take_newly_ended(&mut self) -> Vec<TopicPartition> {
+    pub(in crate::kafka) fn take_newly_ended(&mut self) -> Vec<TopicPartition> {
         let held = self.topics.values_mut().flat_map(HashMap::values_mut);
         held.filter(|held| held.ended && !held.rests)
             .map(|held| {
@@ -337,7 +353,10 @@ impl Desk {
 
     /// Begins a revocation: records of these partitions that wait in the chunk are dropped, and
     /// none is taken any more. Gives the partitions that were held.
-    pub(super) fn begin_leaving(&mut self, partitions: &[TopicPartition]) -> Vec<TopicPartition> {
+    pub(in crate::kafka) fn begin_leaving(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> Vec<TopicPartition> {
         let mut leaving = Vec::with_capacity(partitions.len());
         for partition in partitions {
             if let Some(held) = self.get_mut(&partition.topic, partition.partition) {
@@ -352,7 +371,7 @@ impl Desk {
     }
 
     /// Lets partitions go.
-    pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
+    pub(in crate::kafka) fn forget(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             let held = self.topics.get_mut(&partition.topic);
             let held = held.and_then(|held| held.remove(&partition.partition));
@@ -363,20 +382,24 @@ impl Desk {
         }
     }
 
-    pub(super) fn get_mut(&mut self, topic: &str, partition: i32) -> Option<&mut Held> {
+    pub(in crate::kafka) fn get_mut(&mut self, topic: &str, partition: i32) -> Option<&mut Held> {
         self.topics.get_mut(topic)?.get_mut(&partition)
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Held> {
+    pub(in crate::kafka) fn all(&self) -> impl Iterator<Item = &Held> {
         self.topics.values().flat_map(HashMap::values)
     }
 
-    pub(super) fn partitions(&self) -> Vec<TopicPartition> {
+    pub(in crate::kafka) fn partitions(&self) -> Vec<TopicPartition> {
         self.all().map(|held| held.partition.clone()).collect()
     }
 
     /// Whether a record of `generation` may still be delivered.
-    pub(super) fn delivers(&self, partition: &TopicPartition, generation: Generation) -> bool {
+    pub(in crate::kafka) fn delivers(
+        &self,
+        partition: &TopicPartition,
+        generation: Generation,
+    ) -> bool {
         self.held(partition)
             .is_some_and(|held| held.generation == generation && !held.leaving)
     }
@@ -386,7 +409,7 @@ impl Desk {
     }
 
     /// The offsets of `offered` whose assignment is still held; `leaving` ones only on request.
-    pub(super) fn still_held(
+    pub(in crate::kafka) fn still_held(
         &self,
         offered: &[CommitOffset],
         with_leaving: bool,
@@ -400,7 +423,7 @@ impl Desk {
     }
 
     /// Adds offsets to those that wait to be committed; the furthest of a partition counts.
-    pub(super) fn add_pending_commits(&mut self, offsets: &[CommitOffset]) {
+    pub(in crate::kafka) fn add_pending_commits(&mut self, offsets: &[CommitOffset]) {
         for offset in self.still_held(offsets, true) {
             let waiting = self
                 .pending_commits
@@ -414,7 +437,10 @@ impl Desk {
 
     /// Takes what waits to be committed; that of `leaving` partitions only on request, it waits for
     /// the last commit of their revocation.
-    pub(super) fn take_pending_commits(&mut self, with_leaving: bool) -> Vec<CommitOffset> {
+    pub(in crate::kafka) fn take_pending_commits(
+        &mut self,
+        with_leaving: bool,
+    ) -> Vec<CommitOffset> {
         let waiting: Vec<CommitOffset> = self.pending_commits.values().cloned().collect();
         let taken = self.still_held(&waiting, with_leaving);
         for offset in &taken {
@@ -424,7 +450,7 @@ impl Desk {
     }
 
     /// Notes that offsets were committed past those that wait: the older must not follow.
-    pub(super) fn commit_succeeded(&mut self, offsets: &[CommitOffset]) {
+    pub(in crate::kafka) fn commit_succeeded(&mut self, offsets: &[CommitOffset]) {
         for offset in offsets {
             let passed = self
                 .pending_commits
@@ -447,22 +473,22 @@ impl Desk {
     }
 
     /// Adds a record to the chunk.
-    pub(super) fn push(&mut self, record: SourceRecord) {
+    pub(in crate::kafka) fn push(&mut self, record: SourceRecord) {
         self.chunk_bytes += record.size_bytes();
         self.chunk.push(record);
     }
 
-    pub(super) fn chunk_is_empty(&self) -> bool {
+    pub(in crate::kafka) fn chunk_is_empty(&self) -> bool {
         self.chunk.is_empty()
     }
 
     /// Whether the chunk has reached a bound. One record above it all makes a chunk of its own.
-    pub(super) fn chunk_is_full(&self) -> bool {
+    pub(in crate::kafka) fn chunk_is_full(&self) -> bool {
         self.chunk.len() >= self.bounds.records || self.chunk_bytes >= self.bounds.bytes
     }
 
     /// The chunk as it is, and an empty one in its place.
-    pub(super) fn take_chunk(&mut self) -> Vec<SourceRecord> {
+    pub(in crate::kafka) fn take_chunk(&mut self) -> Vec<SourceRecord> {
         self.chunk_bytes = 0;
         std::mem::take(&mut self.chunk)
     }

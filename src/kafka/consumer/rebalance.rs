@@ -2,119 +2,28 @@
 //! leaves only after what was in flight is committed or its time is up. Runs on the poll thread.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, TopicPartitionList};
 
-use super::check;
-use super::client::{self, Faults};
-use super::committer::Committer;
-use super::counters::Counters;
-use super::desk::Desk;
-use super::offsets;
-use super::range::JobPlan;
-use super::start::StartPolicy;
 use crate::document::TopicPartition;
+use crate::kafka::consumer::shared::{Callbacks, CheckRequest, GroupConsumer, Phase};
+use crate::kafka::{client, offsets};
 use crate::source::{CommitOffset, SourceError, SourceEvent};
-use crate::telemetry::Metrics;
 
 /// How long the client may take to move to other offsets.
 const SEEK_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where the source is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(super) enum Phase {
-    /// Delivering.
-    Running = 0,
-    /// Delivering nothing, still a member.
-    Stopped = 1,
-    /// Leaving the group.
-    Closing = 2,
-}
-
-/// What the poll thread, its callbacks and the source's owner share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) policy: StartPolicy,
-    pub(super) revoke_drain: Duration,
-    /// What a bounded source reads; `None` for one without end.
-    pub(super) job: Option<Arc<JobPlan>>,
-    pub(super) desk: Mutex<Desk>,
-    pub(super) faults: Faults,
-    pub(super) counters: Counters,
-    pub(super) metrics: Metrics,
-    pub(super) failed: AtomicBool,
-    phase: AtomicU8,
-}
-
-impl Shared {
-    pub(super) fn new(
-        policy: StartPolicy,
-        revoke_drain: Duration,
-        desk: Desk,
-        job: Option<Arc<JobPlan>>,
-        metrics: Metrics,
-    ) -> Self {
-        Self {
-            policy,
-            revoke_drain,
-            job,
-            desk: Mutex::new(desk),
-            faults: Faults::default(),
-            counters: Counters::default(),
-            metrics,
-            failed: AtomicBool::new(false),
-            phase: AtomicU8::new(Phase::Running as u8),
-        }
-    }
-
-    pub(super) fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Running,
-            1 => Phase::Stopped,
-            _ => Phase::Closing,
-        }
-    }
-
-    /// Goes on to `phase`; there is no way back.
-    pub(super) fn advance(&self, phase: Phase) {
-        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
-    }
-
-    /// Whether records are delivered at all.
-    pub(super) fn delivers(&self) -> bool {
-        self.phase() == Phase::Running && !self.failed.load(Ordering::Acquire)
-    }
-}
-
-/// The callbacks of the consumer.
-pub(super) struct Callbacks {
-    pub(super) shared: Arc<Shared>,
-    /// Changes of assignment and failures.
-    pub(super) control: Sender<SourceEvent>,
-    /// Both ends of the channel of records, to take back what waits in it.
-    pub(super) records: Sender<SourceEvent>,
-    pub(super) waiting: Receiver<SourceEvent>,
-    pub(super) committer: Committer,
-    /// Partitions for the check thread.
-    pub(super) checks: Sender<check::Request>,
-}
-
-pub(super) type GroupConsumer = BaseConsumer<Callbacks>;
-
 /// The channel of changes. It has no bound: while the store is away the pipeline may take them late, and
 /// sessions may be lost any number of times until then.
-pub(super) fn control() -> (Sender<SourceEvent>, Receiver<SourceEvent>) {
+pub(in crate::kafka) fn control() -> (Sender<SourceEvent>, Receiver<SourceEvent>) {
     unbounded()
 }
 
@@ -183,7 +92,7 @@ impl Callbacks {
     }
 
     /// Asks the check thread about partitions.
-    pub(super) fn check(&self, request: check::Request) {
+    pub(in crate::kafka) fn check(&self, request: CheckRequest) {
         if self.checks.send(request).is_err() {
             self.fail(SourceError::Fatal(
                 "the thread that checks logs has ended; this is a defect of the worker".to_owned(),
@@ -275,7 +184,7 @@ impl Callbacks {
     }
 
     /// Says once that the source cannot go on, and delivers nothing from then on.
-    pub(super) fn fail(&self, error: SourceError) {
+    pub(in crate::kafka) fn fail(&self, error: SourceError) {
         if !self.shared.failed.swap(true, Ordering::AcqRel) {
             self.announce(SourceEvent::Failed(error));
         }
@@ -293,17 +202,17 @@ impl Callbacks {
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 /// A partition that is held and stays where it is.
-pub(super) struct Other {
-    pub(super) partition: TopicPartition,
+pub(in crate::kafka) struct Other {
+    pub(in crate::kafka) partition: TopicPartition,
     /// The next record wanted.
-    pub(super) at: i64,
+    pub(in crate::kafka) at: i64,
     /// Whether it is not to be fetched.
-    pub(super) rests: bool,
+    pub(in crate::kafka) rests: bool,
 }
 
 /// Lets the client read on from these offsets. Where it has given up on a partition it does not
 /// seek, and only assigning it again helps. `others` are all that are held beside those.
-pub(super) fn move_to(
+pub(in crate::kafka) fn move_to(
     consumer: &GroupConsumer,
     starts: &[(TopicPartition, i64)],
     others: &[Other],
@@ -388,7 +297,7 @@ fn unassign(consumer: &GroupConsumer, list: &TopicPartitionList) -> KafkaResult<
 }
 
 /// Partitions for a log line.
-pub(super) fn named(partitions: &[TopicPartition]) -> String {
+pub(in crate::kafka) fn named(partitions: &[TopicPartition]) -> String {
     let names: Vec<String> = partitions.iter().map(ToString::to_string).collect();
     names.join(" ")
 }
@@ -396,9 +305,14 @@ pub(super) fn named(partitions: &[TopicPartition]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::committer;
-    use crate::kafka::desk::ChunkBounds;
+    use std::sync::Arc;
+
+    use crate::kafka::consumer::assignment::{ChunkBounds, Desk};
+    use crate::kafka::consumer::check::start_offsets::StartPolicy;
+    use crate::kafka::consumer::committer;
+    use crate::kafka::consumer::shared::Shared;
     use crate::kafka::settings::{KafkaSettings, OnMissingOffset};
+    use crate::telemetry::Metrics;
 
     #[test]
     fn changes_that_nobody_takes_yet_end_nothing() {

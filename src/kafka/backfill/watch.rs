@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::super::check::Request;
-use super::super::client;
-use super::super::inspect::{Inspector, patiently};
-use super::super::rebalance::{Phase, Shared};
-use super::super::settings::KafkaSettings;
-use super::agree::JobPlan;
-use super::{RangeJob, ask};
 use crate::document::{Generation, TopicPartition};
+use crate::kafka::backfill::agree::JobPlan;
+use crate::kafka::backfill::{RangeJob, ask};
+use crate::kafka::client;
+use crate::kafka::consumer::shared::{CheckRequest, Phase, Shared};
+use crate::kafka::inspect::{Inspector, patiently};
+use crate::kafka::settings::KafkaSettings;
 use crate::source::SourceError;
+use crate::telemetry::LogLimit;
 
 /// How often the group's commits are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -35,7 +35,7 @@ pub(crate) struct Watch {
     plan: Arc<JobPlan>,
     /// Where the live group is asked for, where deletions behind the range are read.
     live: Option<Live>,
-    said: Option<Instant>,
+    said: LogLimit,
 }
 
 /// The live group, as the job looks at it.
@@ -98,7 +98,7 @@ impl Watch {
             partitions,
             plan: Arc::new(plan),
             live,
-            said: None,
+            said: LogLimit::new(REPEAT_LOG_AFTER),
         })
     }
 
@@ -111,7 +111,7 @@ impl Watch {
     pub(crate) fn spawn(
         mut self,
         shared: Arc<Shared>,
-        checks: Sender<Request>,
+        checks: Sender<CheckRequest>,
     ) -> std::io::Result<thread::JoinHandle<()>> {
         thread::Builder::new()
             .name("kafka-backfill".to_owned())
@@ -145,7 +145,7 @@ impl Watch {
     }
 
     /// Once all ranges are done, reads the deletions behind those that this worker has.
-    fn read_behind(&mut self, shared: &Shared, checks: &Sender<Request>) {
+    fn read_behind(&mut self, shared: &Shared, checks: &Sender<CheckRequest>) {
         if !self.plan.ranges_are_done() {
             return;
         }
@@ -169,7 +169,7 @@ impl Watch {
             }
             None => {}
         }
-        let mut request = Request::new();
+        let mut request = CheckRequest::new();
         let mut desk = shared.desk.lock();
         for partition in undecided {
             // It may have left and come back while the live group was asked.
@@ -185,9 +185,8 @@ impl Watch {
     }
 
     /// Speaks of the same trouble now and then only.
-    fn say(&mut self, error: &dyn std::fmt::Display, what: &str) {
-        if self.said.is_none_or(|at| at.elapsed() >= REPEAT_LOG_AFTER) {
-            self.said = Some(Instant::now());
+    fn say(&self, error: &dyn std::fmt::Display, what: &str) {
+        if self.said.is_due(Instant::now()) {
             tracing::warn!(%error, "{what}");
         }
     }

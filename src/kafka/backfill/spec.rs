@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use jiff::tz::TimeZone;
 
-use super::Span;
+use crate::kafka::backfill::Span;
 use crate::source::timestamp;
 
 /// What part of the topics is wanted.
