@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::BenchError;
+use super::error::BenchError;
 use super::lent::Lent;
 use super::steady::Progress;
 use crate::model::{Model, PassInput};

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::corpus::Mix;
-use super::probe;
-use super::run::Target;
+use super::error::BenchError;
+use super::run::{Target, probe};
 use super::steady::median;
-use super::{Bench, BenchError, BenchOptions};
+use super::{Bench, BenchOptions};
 use crate::settings::Settings;
 
 /// Most partitions of the mock broker's topic that are needed to hold what is produced.

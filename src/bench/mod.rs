@@ -4,12 +4,11 @@
 //! Ratios are of runs taken in turn, so that a machine that slows down slows both. Must not be seen
 //! by any stage.
 
-mod broker;
 mod ceiling;
 mod corpus;
+mod error;
 mod lent;
 mod memory;
-mod probe;
 mod report;
 mod run;
 mod stages;
@@ -17,26 +16,26 @@ mod steady;
 mod turns;
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use broker::{SERVE_ARGUMENT, serve as serve_broker};
 pub use corpus::Mix;
+pub use error::BenchError;
 pub use memory::{MemoryReport, measure_memory};
 pub use report::{MixReport, Report, picture};
 pub use run::Target;
+pub use run::broker::{SERVE_ARGUMENT, serve as serve_broker};
 
 use crate::model::{Bundle, Model, OnnxModel, PassInput};
 use crate::score::{ModelIdentity, Tagger};
 use crate::settings::Settings;
 use crate::tokenize::PromptTokenizer;
-use broker::{BrokerProcess, Fill};
 use lent::{Lent, NoModel};
-use run::{Plan, Seen};
+use run::broker::{BrokerProcess, Fill};
+use run::{Plan, Seen, probe};
 use steady::{median, percentile};
 use turns::{Ran, Turns};
 
@@ -83,27 +82,6 @@ pub struct BenchOptions {
     pub target: Target,
     /// Seed of the documents.
     pub seed: u64,
-}
-
-/// Why nothing was measured.
-#[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// Something cannot be started.
-    #[error("the measurement cannot be set up: {0}")]
-    Setup(String),
-    /// Something failed under way.
-    #[error("the measurement failed: {0}")]
-    Failed(String),
-}
-
-impl BenchError {
-    fn setup(error: impl Display) -> Self {
-        Self::Setup(error.to_string())
-    }
-
-    fn failed(error: impl Display) -> Self {
-        Self::Failed(error.to_string())
-    }
 }
 
 /// Measures; `say` is told what is being measured.

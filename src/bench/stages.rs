@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::BenchError;
 use super::corpus::BenchDocument;
+use super::error::BenchError;
 use super::lent::NoModel;
 use crate::assemble;
 use crate::batch::{Batch, BatchItem, BatchPlanner};

@@ -1,15 +1,16 @@
 //! One run of the real pipeline over a topic of the broker, watched from outside.
 
+pub(super) mod broker;
+pub(super) mod probe;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::BenchError;
-use super::broker::Fill;
+use super::error::BenchError;
 use super::lent::Lent;
-use super::probe::{Notes, Probe};
 use crate::assemble::{self, Engine};
 use crate::kafka::{KafkaSource, Properties};
 use crate::model::{Bundle, Model};
@@ -20,6 +21,8 @@ use crate::source::MemoryDeadLetters;
 use crate::store::counting::CountingStore;
 use crate::store::{Store, StoreKind};
 use crate::telemetry::Metrics;
+use broker::Fill;
+use probe::{Notes, Probe};
 
 /// Longest that a run may stand still.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::BenchError;
-use super::corpus::{self, Mix};
+use crate::bench::corpus::{self, Mix};
+use crate::bench::error::BenchError;
 use crate::kafka::{EmbeddedBroker, SampleProducer, SampleRecord};
 
 /// The hidden argument that makes a process the broker of another.
@@ -18,19 +18,19 @@ pub const SERVE_ARGUMENT: &str = "--serve-broker";
 
 /// What the parent wants in a topic.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Fill {
+pub(in crate::bench) struct Fill {
     /// A topic that does not exist yet.
-    pub(super) topic: String,
+    pub(in crate::bench) topic: String,
     /// Its partitions; documents go round.
-    pub(super) partitions: i32,
+    pub(in crate::bench) partitions: i32,
     /// Name of the mix.
-    pub(super) mix: String,
+    pub(in crate::bench) mix: String,
     /// Documents.
-    pub(super) documents: usize,
+    pub(in crate::bench) documents: usize,
     /// Seed of the documents.
-    pub(super) seed: u64,
+    pub(in crate::bench) seed: u64,
     /// Documents a second; as fast as it goes where absent.
-    pub(super) per_second: Option<f64>,
+    pub(in crate::bench) per_second: Option<f64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,7 +116,7 @@ fn paced(
 }
 
 /// The broker's process, as the parent sees it; ends when dropped.
-pub(super) struct BrokerProcess {
+pub(in crate::bench) struct BrokerProcess {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
@@ -125,7 +125,7 @@ pub(super) struct BrokerProcess {
 
 impl BrokerProcess {
     /// Starts this program once more, as a broker.
-    pub(super) fn start() -> Result<Self, BenchError> {
+    pub(in crate::bench) fn start() -> Result<Self, BenchError> {
         let program = std::env::current_exe().map_err(BenchError::setup)?;
         let mut child = Command::new(program)
             .args(["bench", SERVE_ARGUMENT])
@@ -149,18 +149,18 @@ impl BrokerProcess {
         Ok(process)
     }
 
-    pub(super) fn bootstrap_servers(&self) -> &str {
+    pub(in crate::bench) fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
     }
 
     /// Fills a topic and waits until it is filled.
-    pub(super) fn fill(&mut self, wish: &Fill) -> Result<(), BenchError> {
+    pub(in crate::bench) fn fill(&mut self, wish: &Fill) -> Result<(), BenchError> {
         self.begin_fill(wish)?;
         self.finish_fill()
     }
 
     /// Begins to fill a topic; [`Self::finish_fill`] must follow.
-    pub(super) fn begin_fill(&mut self, wish: &Fill) -> Result<(), BenchError> {
+    pub(in crate::bench) fn begin_fill(&mut self, wish: &Fill) -> Result<(), BenchError> {
         let line = serde_json::to_string(wish).map_err(BenchError::setup)?;
         let input = self
             .input
@@ -171,7 +171,7 @@ impl BrokerProcess {
             .map_err(BenchError::setup)
     }
 
-    pub(super) fn finish_fill(&mut self) -> Result<(), BenchError> {
+    pub(in crate::bench) fn finish_fill(&mut self) -> Result<(), BenchError> {
         match self.answer()? {
             Answer::Filled(_) => Ok(()),
             Answer::Failed(reason) => Err(BenchError::setup(reason)),

@@ -9,29 +9,29 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use super::steady::Progress;
+use crate::bench::steady::Progress;
 use crate::document::{DocumentId, LatestTime};
 use crate::store::{
     Admin, CollectionInfo, PointFilter, PointWrite, SearchHit, Store, StoreError, WriteOutcome,
 };
 
 /// A store that notes when its writes became durable.
-pub(super) struct Probe {
+pub(in crate::bench) struct Probe {
     store: Arc<dyn Store>,
     notes: Mutex<Notes>,
     with_latencies: bool,
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Notes {
-    pub(super) progress: Progress,
+pub(in crate::bench) struct Notes {
+    pub(in crate::bench) progress: Progress,
     /// From each record's timestamp to its durable write; empty where nobody asks, since a number for each document
     /// would be the memory that grows.
-    pub(super) latencies_ms: Vec<f64>,
+    pub(in crate::bench) latencies_ms: Vec<f64>,
 }
 
 impl Probe {
-    pub(super) fn new(store: Arc<dyn Store>, with_latencies: bool) -> Self {
+    pub(in crate::bench) fn new(store: Arc<dyn Store>, with_latencies: bool) -> Self {
         Self {
             store,
             notes: Mutex::default(),
@@ -39,11 +39,11 @@ impl Probe {
         }
     }
 
-    pub(super) fn notes(&self) -> Notes {
+    pub(in crate::bench) fn notes(&self) -> Notes {
         self.notes.lock().clone()
     }
 
-    pub(super) fn total(&self) -> usize {
+    pub(in crate::bench) fn total(&self) -> usize {
         self.notes.lock().progress.total()
     }
 }
@@ -109,18 +109,18 @@ impl Store for Probe {
 }
 
 /// Lets the peak of the resident memory begin anew; without effect where the system has no such note.
-pub(super) fn reset_peak_memory() {
+pub(in crate::bench) fn reset_peak_memory() {
     // 5: see proc(5), clear_refs.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
 /// The peak of the resident memory in MiB; 0 where the system does not say.
-pub(super) fn peak_memory_mib() -> f64 {
+pub(in crate::bench) fn peak_memory_mib() -> f64 {
     status_mib("VmHWM:")
 }
 
 /// The resident memory that belongs to no file, in MiB; 0 where the system does not say.
-pub(super) fn anonymous_memory_mib() -> f64 {
+pub(in crate::bench) fn anonymous_memory_mib() -> f64 {
     status_mib("RssAnon:")
 }
 
@@ -140,7 +140,7 @@ fn status_mib(key: &str) -> f64 {
 }
 
 /// Processor time of this process so far, all threads; 0 where the system does not say.
-pub(super) fn processor_seconds() -> f64 {
+pub(in crate::bench) fn processor_seconds() -> f64 {
     /// Fields after the name in parentheses, see proc(5); the unit is fixed at a hundredth of a second.
     const USER_AND_SYSTEM: [usize; 2] = [11, 12];
     const TICKS_PER_SECOND: f64 = 100.0;
