@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::failure::Failure;
-use super::output;
 use crate::bench::{self, BenchOptions, MemoryReport, Mix, Report, Target};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
+use crate::cli::terminal::runtime::block_on;
 use crate::model::Precision;
 use crate::settings::Settings;
 
@@ -114,7 +115,7 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
     let spinner = output::spinner("measuring");
     if let Some(documents) = arguments.memory {
         let documents = usize::try_from(documents).unwrap_or(usize::MAX);
-        let report = super::block_on(async {
+        let report = block_on(async {
             bench::measure_memory(&settings, &options, documents)
                 .await
                 .map_err(Failure::failed)
@@ -123,7 +124,7 @@ pub(super) fn execute(mut settings: Settings, arguments: &Arguments) -> Result<(
         return show_memory(&report, arguments.json);
     }
     let say = |what: &str| spinner.set_message(what.to_owned());
-    let report = super::block_on(async {
+    let report = block_on(async {
         bench::measure(&settings, &options, &say)
             .await
             .map_err(Failure::failed)

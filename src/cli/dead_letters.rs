@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::failure::Failure;
-use super::output;
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
 use crate::kafka::{
     DeadLetterFilter, ReplayOptions, ReplayReport, Rest, StoredDeadLetter, replay_dead_letters,
     visit_dead_letters,

@@ -4,10 +4,11 @@ use clap::Args;
 use comfy_table::{Cell, Color};
 use serde::Serialize;
 
-use super::failure::Failure;
-use super::lost_store::{Claim, Committed, committed_by_group};
-use super::output;
 use crate::assemble::{self, Engine};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
+use crate::cli::terminal::runtime::block_on;
+use crate::cli::worker::lost_store::{Claim, Committed, committed_by_group};
 use crate::kafka;
 use crate::settings::Settings;
 use crate::store::migrate::{self, MigrateError};
@@ -63,7 +64,7 @@ impl Check {
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let spinner = output::spinner("checking");
-    let checks = super::block_on(async { Ok(run_checks(settings).await) })?;
+    let checks = block_on(async { Ok(run_checks(settings).await) })?;
     spinner.finish_and_clear();
     let failed = checks.iter().filter(|check| !check.passed).count();
     if arguments.json {

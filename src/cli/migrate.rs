@@ -2,9 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::failure::Failure;
-use super::output;
 use crate::assemble;
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
+use crate::cli::terminal::runtime::block_on;
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::store::migrate::{self, ApplyOptions, Plan, RollbackOptions, Target};
@@ -41,7 +42,7 @@ enum Command {
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let target = assemble::migration_target(settings)?;
-    super::block_on(async {
+    block_on(async {
         let store = assemble::connect_store(settings).await?;
         let outcome = migrate(store.as_ref(), &target, arguments).await;
         store.close().await.map_err(Failure::failed)?;

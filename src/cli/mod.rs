@@ -9,18 +9,15 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod evaluate;
-mod failure;
-mod lost_store;
 mod migrate;
-mod output;
-mod recreated_topic;
 mod run;
 mod search;
 mod tag;
 mod tag_all;
 mod taxonomy;
-pub mod vitals;
+mod terminal;
 mod whiten;
+mod worker;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -28,9 +25,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub use worker::vitals;
+
 use crate::settings::{Origins, Settings};
 use crate::telemetry::{LogSettings, init_logging};
-use failure::Failure;
+use terminal::failure::Failure;
 
 /// Tags a stream of Chinese documents with TCBert and keeps their vectors in Qdrant.
 #[derive(Debug, Parser)]
@@ -86,21 +85,6 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
-}
-
-/// Runs a command that waits for brokers, stores and signals.
-///
-/// A call that hangs in a vendor's library must not keep the process: what is left behind gets a
-/// second.
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed(format!("no threads could be started: {error}")))?;
-    let outcome = runtime.block_on(work);
-    runtime.shutdown_timeout(GRACE);
-    outcome
 }
 
 fn execute(command_line: CommandLine) -> Result<(), Failure> {

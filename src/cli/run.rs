@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tokio_util::sync::CancellationToken;
 
-use super::failure::Failure;
-use super::lost_store::{Claim, Registered, committed_by_group};
-use super::recreated_topic::count_stored_beyond;
-use super::vitals;
 use crate::assemble::{self, Engine};
-use crate::kafka::{DeadLetterProducer, KafkaSource};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::runtime::{block_on, shutdown_signal};
+use crate::cli::worker::lost_store::{Claim, Registered, committed_by_group};
+use crate::cli::worker::parts::{open_dead_letters, warn_of};
+use crate::cli::worker::recreated_topic::count_stored_beyond;
+use crate::cli::worker::vitals;
+use crate::kafka::KafkaSource;
 use crate::pipeline::{self, Counters, Ending, Wiring};
 use crate::settings::Settings;
 use crate::store::{Store, bulk, upkeep};
@@ -37,7 +38,7 @@ pub(super) struct Arguments {
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let mut settings = settings.clone();
     settings.kafka.accept_gap |= arguments.accept_gap;
-    super::block_on(run(&settings, arguments.accept_empty_store))
+    block_on(run(&settings, arguments.accept_empty_store))
 }
 
 async fn run(settings: &Settings, accept_empty_store: bool) -> Result<(), Failure> {
@@ -129,14 +130,6 @@ async fn run(settings: &Settings, accept_empty_store: bool) -> Result<(), Failur
     }
 }
 
-/// The sink of dead letters, once they can be kept: before the worker joins its group.
-pub(super) async fn open_dead_letters(settings: &Settings) -> Result<DeadLetterProducer, Failure> {
-    let dead_letters = DeadLetterProducer::start(&settings.kafka, &settings.dead_letter)
-        .map_err(Failure::failed)?;
-    dead_letters.check().await.map_err(Failure::failed)?;
-    Ok(dead_letters)
-}
-
 /// Makes the store ready for the group; rejects one that does not hold what the group has committed.
 async fn open_store(
     settings: &Settings,
@@ -152,13 +145,6 @@ async fn open_store(
         .await?;
     assemble::prepare_store_for_run(store, settings, &engine.expectation()).await?;
     claim.register(store).await
-}
-
-/// Says what the store cannot promise.
-pub(super) fn warn_of(store: &dyn Store) {
-    for warning in store.warnings() {
-        tracing::warn!("{warning}");
-    }
 }
 
 async fn connect(
@@ -199,29 +185,4 @@ async fn log_progress(counters: Arc<Counters>) {
         );
         before = done;
     }
-}
-
-/// Cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
-pub(super) fn shutdown_signal() -> Result<CancellationToken, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    /// What a shell reports for a process ended by SIGINT.
-    const ENDED_AT_ONCE: i32 = 130;
-    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
-    let token = CancellationToken::new();
-    let cancelled = token.clone();
-    tokio::spawn(async move {
-        for nth in 0_u32.. {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if nth > 0 {
-                std::process::exit(ENDED_AT_ONCE);
-            }
-            tracing::info!("asked to stop; a second signal ends at once");
-            cancelled.cancel();
-        }
-    });
-    Ok(token)
 }

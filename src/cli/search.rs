@@ -3,9 +3,10 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::failure::Failure;
-use super::output;
 use crate::assemble::{self, AssembleError, Engine};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
+use crate::cli::terminal::runtime::block_on;
 use crate::settings::Settings;
 use crate::store::{PointFilter, SearchHit, Store};
 
@@ -32,7 +33,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
-    super::block_on(async {
+    block_on(async {
         if arguments.query.trim().is_empty() {
             return Err(AssembleError::EmptyText.into());
         }

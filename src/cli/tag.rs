@@ -6,11 +6,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::failure::Failure;
-use super::output;
 use super::tag_all::tag_all;
 use crate::assemble::Engine;
 use crate::batch::BatchSettings;
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
 use crate::score::{Tagging, TopicScore};
 use crate::settings::Settings;
 

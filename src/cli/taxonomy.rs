@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand};
 
-use super::failure::Failure;
-use super::output;
 use crate::assemble;
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
 use crate::score::PlanReport;
 use crate::settings::Settings;
 use crate::taxonomy::known_names;

@@ -9,10 +9,10 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::failure::Failure;
-use super::output;
 use super::tag_all::tag_all;
 use crate::assemble::Engine;
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
 use crate::decode::{Decoded, Decoder, compose_text};
 use crate::score::{Whitening, WhiteningFit};
 use crate::settings::Settings;

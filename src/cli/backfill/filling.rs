@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::super::failure::Failure;
+use crate::cli::terminal::failure::Failure;
 use crate::store::bulk::{self, Bulk};
 use crate::store::{Store, StoreError};
 

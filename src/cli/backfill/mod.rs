@@ -1,31 +1,34 @@
 //! `backfill`: a bounded part of the topics, or files, through the whole pipeline; ends by itself,
 //! resumes where it was, and says what it did.
 
+mod arguments;
 mod filling;
 mod work;
 mod yielding;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::failure::Failure;
-use super::lost_store::{Claim, Committed, Registered, note_filled};
-use super::recreated_topic::count_stored_beyond;
-use super::{output, run};
 use crate::assemble::{self, Engine};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
+use crate::cli::terminal::runtime::{block_on, shutdown_signal};
+use crate::cli::worker::lost_store::{Claim, Committed, Registered, note_filled};
+use crate::cli::worker::parts;
+use crate::cli::worker::recreated_topic::count_stored_beyond;
 use crate::pipeline::{self, Counters, Counts, Ending, PipelineError, Throttle, Wiring};
 use crate::settings::Settings;
 use crate::source::{DeadLetterSink, FileDeadLetters};
 use crate::store::Store;
 use crate::telemetry::Metrics;
+pub(super) use arguments::Arguments;
+use arguments::Letters;
 use filling::Filling;
 use work::{Prepared, Wanted, Work};
 
@@ -35,98 +38,6 @@ const BAR_EVERY: Duration = Duration::from_millis(250);
 const LOG_EVERY: Duration = Duration::from_secs(30);
 /// Records in flight at most beside a live worker, so that slowing down is felt soon.
 const YIELDING_IN_FLIGHT: usize = 1024;
-
-/// Tag a bounded part of the topics, or files; ends by itself and resumes where it was.
-#[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["from", "to", "offsets", "input"]))]
-pub(super) struct Arguments {
-    /// From the first record that is not older than this time: 2026-11-23T00:00:00Z, 2026-11-23 (in
-    /// decode.time_zone), or seconds or milliseconds since 1970.
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["offsets", "input"])]
-    from: Option<String>,
-    /// Up to the first record that is not older than this time; left out: up to the end that the
-    /// topics have when the job starts.
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["offsets", "input"])]
-    to: Option<String>,
-    /// These offsets: [TOPIC:]PARTITION:FROM..TO, several with commas between them; TO is not
-    /// included, FROM or TO may be left out.
-    #[arg(long, value_name = "SPEC", conflicts_with = "input")]
-    offsets: Option<String>,
-    /// Files or folders: .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst) or .parquet.
-    #[arg(long, value_name = "FILE", num_args = 1..)]
-    input: Vec<PathBuf>,
-    /// Name of the job; with what is read and how it is tagged it makes the job that is resumed.
-    /// 1 to 64 letters, digits, `-`, `_` and `.`.
-    #[arg(long, value_name = "NAME", default_value = "backfill", value_parser = job_name)]
-    job: String,
-    /// Leave a job over topics alone that is finished already, instead of starting it anew.
-    #[arg(long, conflicts_with = "input")]
-    once: bool,
-    /// Go on where records of the range have expired since it was decided on, and log what is gone.
-    #[arg(long, conflicts_with = "input")]
-    accept_gap: bool,
-    /// Do not read, behind the range, the deletions up to where the live group is. Documents of the range
-    /// that were deleted longer ago than store.tombstone_retention_hours come back.
-    #[arg(long, conflicts_with = "input")]
-    skip_later_deletions: bool,
-    /// Continue an unfinished job on a store that lacks what the job has done before.
-    #[arg(long)]
-    accept_empty_store: bool,
-    /// Build no search graph while the collection is filled; it is switched on again at the end, however that
-    /// comes. Searches read all new vectors meanwhile.
-    #[arg(long)]
-    bulk: bool,
-    /// Documents a second at most.
-    #[arg(long, value_name = "N", value_parser = positive)]
-    max_docs_per_second: Option<f64>,
-    /// Slow down while the live group (kafka.group_id) is behind.
-    #[arg(long)]
-    yield_to_live: bool,
-    /// Records that the live group may be behind before the backfill slows down.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1000,
-        requires = "yield_to_live"
-    )]
-    yield_lag: u64,
-    /// Where records go that cannot be processed: the dead-letter topic, or a file beside the state
-    /// of the job. Left out: the topic for a range of topics, the file for files.
-    #[arg(long, value_name = "WHERE")]
-    dead_letters: Option<Letters>,
-    /// Exit with 1 where records went to the dead letters.
-    #[arg(long)]
-    fail_on_dead_letters: bool,
-    /// Print one JSON object that says what was done.
-    #[arg(long)]
-    json: bool,
-}
-
-/// Where dead letters go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Letters {
-    /// The topic `kafka.dead_letter_topic`.
-    Kafka,
-    /// A file of JSON lines in `backfill.state_dir`.
-    File,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|rate: &f64| rate.is_finite() && *rate > 0.0)
-        .ok_or_else(|| "has to be a number above 0".to_owned())
-}
-
-/// The name of a job is part of names of files and of a consumer group.
-fn job_name(text: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let fits = (1..=64).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.');
-    fits.then(|| text.to_owned()).ok_or_else(|| {
-        "has to be 1 to 64 ASCII letters, digits, `-`, `_` and `.`, and not to begin with `.`"
-            .to_owned()
-    })
-}
 
 /// What was done, for scripts.
 #[derive(Debug, Serialize)]
@@ -154,7 +65,7 @@ pub(super) fn execute(settings: &Settings, arguments: &Arguments) -> Result<(), 
         let in_flight = &mut settings.pipeline.max_in_flight_records;
         *in_flight = (*in_flight).min(YIELDING_IN_FLIGHT);
     }
-    super::block_on(backfill(&settings, arguments, wanted))
+    block_on(backfill(&settings, arguments, wanted))
 }
 
 async fn backfill(
@@ -162,7 +73,7 @@ async fn backfill(
     arguments: &Arguments,
     wanted: Wanted,
 ) -> Result<(), Failure> {
-    let shutdown = run::shutdown_signal()?;
+    let shutdown = shutdown_signal()?;
     let engine = assemble::load_engine(settings.clone()).await?;
     let store = assemble::connect_store(settings).await?;
     let started = tokio::select! {
@@ -264,7 +175,7 @@ async fn start(
     engine: &Engine,
     store: &Arc<dyn Store>,
 ) -> Result<Option<(Work, Registered)>, Failure> {
-    run::warn_of(store.as_ref());
+    parts::warn_of(store.as_ref());
     let fingerprint = engine.tagger().fingerprints().labelling.clone();
     let prepared = {
         let (settings, name, once) = (settings.clone(), arguments.job.clone(), arguments.once);
@@ -314,7 +225,7 @@ async fn open_dead_letters(
     });
     match letters {
         Letters::Kafka => {
-            let producer = run::open_dead_letters(settings).await?;
+            let producer = parts::open_dead_letters(settings).await?;
             let place = format!("topic {}", settings.kafka.dead_letter_topic);
             Ok((Arc::new(producer), place))
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::super::failure::Failure;
-use super::Arguments;
+use super::arguments::Arguments;
+use crate::cli::terminal::failure::Failure;
 use crate::kafka::{
     CountStoredBeyond, KafkaSource, RangeJob, RangeProgress, RangeSpec, RangeStart, parse_time,
 };

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::failure::Failure;
-use super::output;
-use super::search::nearest;
 use crate::assemble::{self, Engine};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
+use crate::cli::terminal::runtime::{block_on, shutdown_signal};
 use crate::decode::DecodeSettings;
 use crate::kafka::{DeadLetterProducer, EmbeddedBroker, KafkaSource, Properties};
 use crate::pipeline::{self, Counters};
@@ -23,7 +23,7 @@ use crate::settings::Settings;
 use crate::store::{PointFilter, Store, StoreKind};
 use crate::telemetry::Metrics;
 use report::{Report, Summary};
-use samples::Script;
+use samples::{DEAD_LETTER_TOPIC, Script};
 
 /// Partitions of the demo's topic.
 const PARTITIONS: i32 = 4;
@@ -31,17 +31,8 @@ const PARTITIONS: i32 = 4;
 /// Topic of the sample documents.
 const TOPIC: &str = "documents";
 
-/// Topic of what is refused.
-const DEAD_LETTER_TOPIC: &str = "documents.dead-letters";
-
 /// Longest that the demo waits for its records.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Searches whose hits are shown.
-const SHOWN_SEARCHES: usize = 3;
-
-/// Hits of a shown search.
-const SHOWN_HITS: usize = 3;
 
 /// Show the whole pipeline on an embedded broker and store with sample documents.
 #[derive(Debug, Args)]
@@ -52,8 +43,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(settings: Settings, arguments: &Arguments) -> Result<(), Failure> {
-    let report = super::block_on(async {
-        let interrupted = super::run::shutdown_signal()?;
+    let report = block_on(async {
+        let interrupted = shutdown_signal()?;
         tokio::select! {
             report = demo(settings) => report,
             () = interrupted.cancelled() => Err(Failure::failed("interrupted; nothing is left behind")),
@@ -194,48 +185,6 @@ async fn watch(counters: Arc<Counters>, produced: u64, shutdown: CancellationTok
         }
         tokio::time::sleep(TICK).await;
     }
-}
-
-/// Whether the first hit of each fixed query shares its topic, and the hits of the first few.
-async fn searches(
-    engine: &mut Engine,
-    store: &dyn Store,
-) -> Result<(Vec<report::Search>, f64), Failure> {
-    let queries = samples::queries();
-    let (mut shown, mut right) = (Vec::new(), 0_usize);
-    for query in &queries {
-        let hits = nearest(
-            engine,
-            store,
-            &query.query,
-            PointFilter::default(),
-            SHOWN_HITS,
-        )
-        .await?;
-        // The sample's own topic, which decoding keeps among the attributes; not the one that was predicted.
-        let truth = hits
-            .first()
-            .and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
-        right += usize::from(truth == Some(&query.topic));
-        if shown.len() < SHOWN_SEARCHES {
-            shown.push(report::Search {
-                query: query.query.clone(),
-                hits,
-            });
-        }
-    }
-    Ok((shown, right as f64 / queries.len().max(1) as f64))
-}
-
-/// What came out, for one expected document.
-async fn topic_of(store: &dyn Store, id: &str) -> Result<Option<String>, Failure> {
-    let id = crate::document::DocumentId::new(id).map_err(Failure::failed)?;
-    let payload = store.fetch(id).await.map_err(Failure::failed)?;
-    Ok(payload.and_then(|payload| {
-        payload
-            .get("topic")
-            .and_then(|topic| topic.as_str().map(str::to_owned))
-    }))
 }
 
 #[cfg(test)]

@@ -3,14 +3,19 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::samples::Expectation;
-use super::{searches, topic_of};
+use super::samples::{self, DEAD_LETTER_TOPIC, Expectation};
 use crate::assemble::Engine;
-use crate::cli::failure::Failure;
-use crate::cli::output;
-use crate::cli::search::hits_table;
+use crate::cli::search::{hits_table, nearest};
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
 use crate::kafka::StoredDeadLetter;
 use crate::store::{PointFilter, SearchHit, Store};
+
+/// Searches whose hits are shown.
+const SHOWN_SEARCHES: usize = 3;
+
+/// Hits of a shown search.
+const SHOWN_HITS: usize = 3;
 
 /// Documents shown in the table.
 const SHOWN_DOCUMENTS: usize = 12;
@@ -241,8 +246,7 @@ impl Report {
 
     fn show_dead_letters(&self) -> Result<(), Failure> {
         output::line(format_args!(
-            "\nDead letters, in the topic {}",
-            super::DEAD_LETTER_TOPIC
+            "\nDead letters, in the topic {DEAD_LETTER_TOPIC}"
         ))?;
         let mut table = output::table(&["from", "key", "stage", "why"]);
         for letter in &self.outcome.dead_letters {
@@ -278,4 +282,43 @@ impl Report {
             summary.seconds,
         ))
     }
+}
+
+/// Whether the first hit of each fixed query shares its topic, and the hits of the first few.
+async fn searches(engine: &mut Engine, store: &dyn Store) -> Result<(Vec<Search>, f64), Failure> {
+    let queries = samples::queries();
+    let (mut shown, mut right) = (Vec::new(), 0_usize);
+    for query in &queries {
+        let hits = nearest(
+            engine,
+            store,
+            &query.query,
+            PointFilter::default(),
+            SHOWN_HITS,
+        )
+        .await?;
+        // The sample's own topic, which decoding keeps among the attributes; not the one that was predicted.
+        let truth = hits
+            .first()
+            .and_then(|hit| hit.payload.get("attributes")?.get("topic")?.as_str());
+        right += usize::from(truth == Some(&query.topic));
+        if shown.len() < SHOWN_SEARCHES {
+            shown.push(Search {
+                query: query.query.clone(),
+                hits,
+            });
+        }
+    }
+    Ok((shown, right as f64 / queries.len().max(1) as f64))
+}
+
+/// What came out, for one expected document.
+async fn topic_of(store: &dyn Store, id: &str) -> Result<Option<String>, Failure> {
+    let id = crate::document::DocumentId::new(id).map_err(Failure::failed)?;
+    let payload = store.fetch(id).await.map_err(Failure::failed)?;
+    Ok(payload.and_then(|payload| {
+        payload
+            .get("topic")
+            .and_then(|topic| topic.as_str().map(str::to_owned))
+    }))
 }

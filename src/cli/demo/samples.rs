@@ -8,6 +8,9 @@ use serde_json::json;
 
 use crate::kafka::SampleRecord;
 
+/// Topic of what is refused.
+pub(super) const DEAD_LETTER_TOPIC: &str = "documents.dead-letters";
+
 const DOCUMENTS: &str = include_str!("../../../samples/news.jsonl");
 const QUERIES: &str = include_str!("../../../samples/queries.jsonl");
 

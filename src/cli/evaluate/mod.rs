@@ -10,10 +10,10 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::failure::Failure;
-use super::output;
 use super::tag_all::tag_all;
 use crate::assemble::Engine;
+use crate::cli::terminal::failure::Failure;
+use crate::cli::terminal::output;
 use crate::settings::Settings;
 use data::{Example, read_examples};
 use metrics::{LabelScore, Scores};

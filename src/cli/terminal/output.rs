@@ -8,10 +8,10 @@ use comfy_table::{Attribute, Cell, ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::failure::Failure;
+use crate::cli::terminal::failure::Failure;
 
 /// A table with `headers`, as wide as the terminal.
-pub(super) fn table(headers: &[&str]) -> Table {
+pub(in crate::cli) fn table(headers: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL_CONDENSED)
@@ -25,7 +25,7 @@ pub(super) fn table(headers: &[&str]) -> Table {
 }
 
 /// Writes one line to standard output.
-pub(super) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
+pub(in crate::cli) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     out.flush()?;
@@ -33,13 +33,13 @@ pub(super) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
 }
 
 /// Writes one JSON object on one line to standard output.
-pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+pub(in crate::cli) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(Failure::failed)?;
     line(text)
 }
 
 /// A bar on standard error; hidden where that is no terminal.
-pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
+pub(in crate::cli) fn bar(length: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), target());
     bar.set_style(
         ProgressStyle::with_template(
@@ -52,7 +52,7 @@ pub(super) fn bar(length: u64, what: &str) -> ProgressBar {
 }
 
 /// A spinner on standard error for work of unknown length.
-pub(super) fn spinner(what: &str) -> ProgressBar {
+pub(in crate::cli) fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
     bar.set_style(
         ProgressStyle::with_template("{spinner:.cyan} {msg}")
@@ -72,7 +72,7 @@ fn target() -> ProgressDrawTarget {
 }
 
 /// The first `most` characters of a text on one line, with an ellipsis where more follow.
-pub(super) fn shortened(text: &str, most: usize) -> String {
+pub(in crate::cli) fn shortened(text: &str, most: usize) -> String {
     // Marks that turn the direction of writing would turn the rest of the table.
     let hides =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -85,6 +85,6 @@ pub(super) fn shortened(text: &str, most: usize) -> String {
 }
 
 /// A fraction as a percentage with one decimal.
-pub(super) fn percent(fraction: f64) -> String {
+pub(in crate::cli) fn percent(fraction: f64) -> String {
     format!("{:.1} %", fraction * 100.0)
 }

@@ -8,7 +8,7 @@ use crate::settings::SettingsError;
 
 /// The end of a command that did not do its work.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(in crate::cli) enum Failure {
     /// Wrong usage or configuration: exit code 2.
     Usage(String),
     /// The work failed: exit code 1.
@@ -19,17 +19,17 @@ pub(super) enum Failure {
 
 impl Failure {
     /// Wrong usage or configuration.
-    pub(super) fn usage(error: impl Display) -> Self {
+    pub(in crate::cli) fn usage(error: impl Display) -> Self {
         Self::Usage(error.to_string())
     }
 
     /// The work failed.
-    pub(super) fn failed(error: impl Display) -> Self {
+    pub(in crate::cli) fn failed(error: impl Display) -> Self {
         Self::Failed(error.to_string())
     }
 
     /// Says on standard error what went wrong and gives the exit code.
-    pub(super) fn report(&self) -> ExitCode {
+    pub(in crate::cli) fn report(&self) -> ExitCode {
         let (message, code) = match self {
             Self::Usage(message) => (message, 2),
             Self::Failed(message) => (message, 1),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::failure::Failure;
+use crate::cli::terminal::failure::Failure;
 use crate::kafka::{
     GroupPosition, KafkaSettings, RangeProgress, certain_group_positions, oldest_offsets,
 };
@@ -28,7 +28,7 @@ const WATCH_LOOKS: u32 = 2;
 
 /// What a writer has committed that the store must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Committed {
+pub(in crate::cli) enum Committed {
     /// Nothing.
     Nothing,
     /// Something; a backfill does not make up for it.
@@ -61,19 +61,19 @@ impl Committed {
 }
 
 /// A writer that wants to work on a store.
-pub(super) struct Claim {
-    pub(super) writer: Writer,
+pub(in crate::cli) struct Claim {
+    pub(in crate::cli) writer: Writer,
     /// The sentence of the error that names the writer and what it relies on.
-    pub(super) relies_on: String,
+    pub(in crate::cli) relies_on: String,
     /// The ways to continue, for the error.
-    pub(super) remedy: String,
+    pub(in crate::cli) remedy: String,
     /// Whether the operator has said that the store may lack what was committed.
-    pub(super) accepts: bool,
+    pub(in crate::cli) accepts: bool,
 }
 
 impl Claim {
     /// The live group's.
-    pub(super) fn of_group(kafka: &KafkaSettings, accepts: bool) -> Self {
+    pub(in crate::cli) fn of_group(kafka: &KafkaSettings, accepts: bool) -> Self {
         Self {
             writer: Writer::Group(kafka.group_id.clone()),
             relies_on: format!(
@@ -89,7 +89,7 @@ impl Claim {
     }
 
     /// A job's that continues.
-    pub(super) fn of_job(id: String, name: &str, accepts: bool) -> Self {
+    pub(in crate::cli) fn of_job(id: String, name: &str, accepts: bool) -> Self {
         Self {
             writer: Writer::Job(id),
             relies_on: format!("the backfill {name:?} has done a part of its work before"),
@@ -105,7 +105,7 @@ impl Claim {
     ///
     /// # Errors
     /// A store or broker that fails.
-    pub(super) async fn objection(
+    pub(in crate::cli) async fn objection(
         &self,
         store: &dyn Store,
         settings: &StoreSettings,
@@ -165,7 +165,7 @@ impl Claim {
     ///
     /// # Errors
     /// The objection, or a store or broker that fails.
-    pub(super) async fn check(
+    pub(in crate::cli) async fn check(
         &self,
         store: &dyn Store,
         settings: &StoreSettings,
@@ -184,7 +184,10 @@ impl Claim {
     ///
     /// # Errors
     /// A store that fails.
-    pub(super) async fn register(&self, store: &Arc<dyn Store>) -> Result<Registered, Failure> {
+    pub(in crate::cli) async fn register(
+        &self,
+        store: &Arc<dyn Store>,
+    ) -> Result<Registered, Failure> {
         let list = groups::register(&**store, &self.writer, jiff::Timestamp::now()).await;
         self.registered(store, list)
     }
@@ -194,7 +197,7 @@ impl Claim {
     ///
     /// # Errors
     /// A store that fails.
-    pub(super) async fn register_job(
+    pub(in crate::cli) async fn register_job(
         &self,
         store: &Arc<dyn Store>,
         whole: bool,
@@ -237,7 +240,9 @@ fn place(settings: &StoreSettings) -> String {
 ///
 /// # Errors
 /// Brokers that do not say it.
-pub(super) async fn committed_by_group(kafka: &KafkaSettings) -> Result<Committed, Failure> {
+pub(in crate::cli) async fn committed_by_group(
+    kafka: &KafkaSettings,
+) -> Result<Committed, Failure> {
     let kafka = kafka.clone();
     let positions = tokio::task::spawn_blocking(move || certain_group_positions(&kafka))
         .await
@@ -248,7 +253,7 @@ pub(super) async fn committed_by_group(kafka: &KafkaSettings) -> Result<Committe
 
 /// A writer that the collection lists.
 #[derive(Clone)]
-pub(super) struct Registered {
+pub(in crate::cli) struct Registered {
     store: Arc<dyn Store>,
     writer: Writer,
     /// The list that it is in.
@@ -258,7 +263,7 @@ pub(super) struct Registered {
 
 impl Registered {
     /// Cancels `stop` where the collection is replaced while the worker runs. Never returns otherwise.
-    pub(super) async fn watch(self, stop: CancellationToken) {
+    pub(in crate::cli) async fn watch(self, stop: CancellationToken) {
         let mut looks = 0;
         while looks < WATCH_LOOKS {
             tokio::time::sleep(WATCH_EVERY).await;
@@ -280,13 +285,13 @@ impl Registered {
 
     /// Whether a job was told to continue without what it had done: it has not filled the collection. Where
     /// the store does not say it, that is assumed.
-    pub(super) async fn lacks_a_part(&self) -> bool {
+    pub(in crate::cli) async fn lacks_a_part(&self) -> bool {
         let lacks = groups::lacks_a_part(&*self.store, &self.writer).await;
         lacks.unwrap_or(true)
     }
 
     /// Why the worker was stopped, where the watch did it.
-    pub(super) fn lost(&self) -> Result<(), Failure> {
+    pub(in crate::cli) fn lost(&self) -> Result<(), Failure> {
         match self.lost.lock().take() {
             None => Ok(()),
             Some(reason) => Err(Failure::failed(reason)),
@@ -296,7 +301,11 @@ impl Registered {
 
 /// Notes in the collection that a finished backfill over topics has filled it for the live group, as far
 /// as it began at the oldest records. A failure is logged: the operator then has to accept the store.
-pub(super) async fn note_filled(settings: &Settings, store: &dyn Store, progress: &RangeProgress) {
+pub(in crate::cli) async fn note_filled(
+    settings: &Settings,
+    store: &dyn Store,
+    progress: &RangeProgress,
+) {
     let read: BTreeMap<_, _> = progress
         .positions
         .iter()

@@ -15,7 +15,7 @@ use crate::store::{PointFilter, Store};
 const WITHIN: Duration = Duration::from_secs(15);
 
 /// Lets the source ask `store`. Has to be called within the runtime that the store uses.
-pub(super) fn count_stored_beyond(store: &Arc<dyn Store>) -> CountStoredBeyond {
+pub(in crate::cli) fn count_stored_beyond(store: &Arc<dyn Store>) -> CountStoredBeyond {
     let (store, runtime) = (store.clone(), Handle::current());
     Arc::new(move |ends: Vec<RecordPosition>| {
         if ends.is_empty() {

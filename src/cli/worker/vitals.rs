@@ -19,7 +19,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(180);
 const LOG_EVERY: Duration = Duration::from_secs(300);
 
 /// Publishes until it is aborted.
-pub(super) async fn watch(source: Arc<KafkaSource>, metrics: Metrics, health: Health) {
+pub(in crate::cli) async fn watch(source: Arc<KafkaSource>, metrics: Metrics, health: Health) {
     let mut logged: Option<Instant> = None;
     loop {
         tokio::time::sleep(INTERVAL).await;
