@@ -19,6 +19,7 @@ mod faults;
 mod field;
 mod fuzz;
 mod goldens;
+mod import_cycles;
 mod interrupted_jobs;
 mod kafka_reader;
 mod kafka_real;

@@ -1,12 +1,16 @@
 //! House rules that no compiler checks: who may name which crate, who may import whom, how long
 //! a file may be, and what must not be written down.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lines of a file before its tests.
 const MAX_LINES: usize = 500;
+
+/// Files and lines of code of a folder; a larger one has a module of its own inside it.
+const MAX_FILES: usize = 12;
+const MAX_FOLDER_LINES: usize = 2000;
 
 /// A vendor's crate and the only place that may name it.
 const VENDORS: [(&str, &str); 6] = [
@@ -43,11 +47,11 @@ struct Source {
     code: String,
 }
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
+pub fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
     };
@@ -131,7 +135,7 @@ fn first_name(text: &str) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-fn without_comments(code: &str) -> String {
+pub fn without_comments(code: &str) -> String {
     code.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
         .map(|line| format!("{line}\n"))
@@ -200,6 +204,35 @@ fn a_file_is_short_enough_to_read() {
         .collect();
     report(
         &format!("at most {MAX_LINES} lines before the tests"),
+        &faults,
+    );
+}
+
+/// Lines that are neither empty nor comments.
+fn lines_of_code(code: &str) -> usize {
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    code.lines().filter(is_code).count()
+}
+
+#[test]
+fn a_folder_holds_one_module() {
+    let mut folders: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for source in sources() {
+        let (folder, file) = source.path.rsplit_once('/').unwrap();
+        if file == "tests.rs" || folder.ends_with("/tests") {
+            continue;
+        }
+        let (files, lines) = folders.entry(folder.to_owned()).or_default();
+        *files += 1;
+        *lines += lines_of_code(&source.code);
+    }
+    let faults: Vec<_> = folders
+        .iter()
+        .filter(|(_, (files, lines))| *files > MAX_FILES || *lines > MAX_FOLDER_LINES)
+        .map(|(folder, (files, lines))| format!("{folder}: {files} files, {lines} lines of code"))
+        .collect();
+    report(
+        &format!("at most {MAX_FILES} files and {MAX_FOLDER_LINES} lines of code a folder"),
         &faults,
     );
 }
