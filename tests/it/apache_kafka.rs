@@ -216,6 +216,8 @@ impl ApacheKafka {
                 format!("log.dirs={}", node.join("data").display()),
                 format!("offsets.topic.replication.factor={replicas}"),
                 "offsets.topic.num.partitions=5".to_owned(),
+                // Some records are older than the week that a broker keeps them by default.
+                "log.retention.ms=-1".to_owned(),
                 format!("transaction.state.log.replication.factor={replicas}"),
                 "transaction.state.log.min.isr=1".to_owned(),
                 "transaction.state.log.num.partitions=2".to_owned(),

@@ -671,7 +671,7 @@ fn doctor_reads_the_settings_of_the_dead_letter_topic() {
         let (settings, dead_letters) = sending_to(kafka.bootstrap_servers(), &topic, folder.path());
         block_on(check_dead_letters(&settings, &dead_letters))
     };
-    let well = found(&[]);
+    let well = found(&[("retention.ms", "604800000")]);
     assert_eq!((well.faults.len(), well.warnings.len()), (0, 0), "{well:?}");
     assert!(well.found[1].contains("7 days"), "{well:?}");
     let compacted = found(&[("cleanup.policy", "compact")]);
