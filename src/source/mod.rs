@@ -1,10 +1,9 @@
 //! What every source delivers: records, changes of assignment, and the end.
-//! Knows nothing of Kafka's client; `kafka/source.rs`, `files.rs` and `memory.rs` produce these.
+//! Knows nothing of Kafka's client; `kafka/` and `files/` produce these.
 
 mod events;
 pub mod files;
 mod letters;
-pub mod memory;
 mod refused;
 mod replayed;
 pub(crate) mod timestamp;

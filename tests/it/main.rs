@@ -42,6 +42,7 @@ mod proxy;
 mod qdrant_server;
 mod recreated;
 mod samples;
+mod scripted_source;
 mod store_contract;
 mod store_security;
 mod stored_data;

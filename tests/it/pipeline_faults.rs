@@ -16,7 +16,6 @@ use tcbert_worker::model::twin::TwinModel;
 use tcbert_worker::model::{Model, ModelError, PassInput, PassOutput};
 use tcbert_worker::pipeline::{self, Counters, Ending, PipelineError, Stages, Wiring};
 use tcbert_worker::score::{ModelIdentity, Tagger, TaggingSettings};
-use tcbert_worker::source::memory::{MemorySource, Script};
 use tcbert_worker::source::{MemoryDeadLetters, SourceEvent, SourceRecord};
 use tcbert_worker::store::counting::CountingStore;
 use tcbert_worker::store::point::Provenance;
@@ -27,6 +26,7 @@ use tcbert_worker::telemetry::Metrics;
 use tcbert_worker::tokenize::PromptTokenizer;
 use tokio_util::sync::CancellationToken;
 
+use crate::scripted_source::{Script, ScriptedSource};
 use crate::support::wait_until;
 
 const TOPIC: &str = "documents";
@@ -195,11 +195,11 @@ impl Ground {
         most_tokens: usize,
         rewire: impl FnOnce(&mut Wiring),
     ) -> Self {
-        Self::over(MemorySource::scripted(), store, most_tokens, rewire)
+        Self::over(ScriptedSource::scripted(), store, most_tokens, rewire)
     }
 
     fn over(
-        (source, script): (Arc<MemorySource>, Script),
+        (source, script): (Arc<ScriptedSource>, Script),
         store: Arc<MoodyStore>,
         most_tokens: usize,
         rewire: impl FnOnce(&mut Wiring),
@@ -602,7 +602,7 @@ async fn a_revocation_drains_and_hands_over_its_offsets() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_number_of_lost_sessions_during_an_outage_leaves_a_working_worker() {
     let store = MoodyStore::new(&[Mood::Away; 10_000], &[]);
-    let group = MemorySource::scripted_group();
+    let group = ScriptedSource::scripted_group();
     let ground = Ground::over(group, store.clone(), 512, |wiring| {
         wiring.pipeline.max_in_flight_records = 8;
     });

@@ -16,7 +16,6 @@ use tcbert_worker::pipeline::{self, Counters, Ending, PipelineError, Wiring};
 use tcbert_worker::score::{ModelIdentity, Tagger};
 use tcbert_worker::settings::Settings;
 use tcbert_worker::source::Source;
-use tcbert_worker::source::memory::{MemorySource, Script};
 use tcbert_worker::telemetry::{AdminServer, Health, Metrics};
 use tcbert_worker::tokenize::PromptTokenizer;
 use tokio::runtime::Runtime;
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::film::{Film, Page};
 use crate::operations;
 use crate::qdrant_server::{Options, TestServer};
+use crate::scripted_source::{Script, ScriptedSource};
 use crate::support::{self, DEAD_LETTERS, PATIENCE, TOPIC};
 
 /// How far ahead of time troubles are looked at that count only once they have lasted: further than the
@@ -116,7 +116,7 @@ impl Scene {
         let metrics = Metrics::new().unwrap();
         let health = Health::new();
         let gate = Gate::default();
-        let (scripted, script) = MemorySource::scripted_group();
+        let (scripted, script) = ScriptedSource::scripted_group();
         let shutdown = CancellationToken::new();
         let (source, admin, running) = runtime.block_on(async {
             let address = "127.0.0.1:0".parse().unwrap();

@@ -15,7 +15,6 @@ use tcbert_worker::model::twin::TwinModel;
 use tcbert_worker::pipeline::{self, Counters, Ending};
 use tcbert_worker::score::{ModelIdentity, Tagger};
 use tcbert_worker::settings::{Origins, Settings};
-use tcbert_worker::source::memory::{MemorySource, Script};
 use tcbert_worker::source::{Header, MemoryDeadLetters, SourceEvent, SourceRecord};
 use tcbert_worker::store::PointFilter;
 use tcbert_worker::telemetry::Metrics;
@@ -24,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::decoding::JSON;
 use super::{Random, corpus, from_environment, mutate};
+
+use crate::scripted_source::{Script, ScriptedSource};
 
 const DEFAULT_RECORDS: f64 = 3_000.0;
 const PARTITIONS: usize = 4;
@@ -150,7 +151,7 @@ async fn mutated_records_are_each_accounted_for() {
         alive.len()
     );
 
-    let (source, script) = MemorySource::scripted();
+    let (source, script) = ScriptedSource::scripted();
     let expectation = assemble::expected_collection(&settings).unwrap();
     let store = assemble::open_store_for_run(&settings, &expectation)
         .await

@@ -9,15 +9,17 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
-use super::{CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord};
-use crate::document::{Generation, TopicPartition};
+use tcbert_worker::document::{Generation, TopicPartition};
+use tcbert_worker::source::{
+    CommitMode, CommitOffset, Events, Source, SourceError, SourceEvent, SourceRecord,
+};
 
 /// Events that wait for the reader before [`Script::send`] blocks.
 const CAPACITY: usize = 64;
 
 /// The source's side: hand it to what is tested.
 #[derive(Debug)]
-pub struct MemorySource {
+pub struct ScriptedSource {
     events: Events,
     // Kept so that the channels stay open when the script is dropped: a source that has nothing more
     // to say is not one that has gone.
@@ -43,7 +45,7 @@ struct Shared {
     closed: AtomicBool,
 }
 
-impl MemorySource {
+impl ScriptedSource {
     /// A source that delivers what its script sends, in that order.
     pub fn scripted() -> (Arc<Self>, Script) {
         let (sender, events) = crossbeam_channel::bounded(CAPACITY);
@@ -77,7 +79,7 @@ impl MemorySource {
     }
 }
 
-impl Source for MemorySource {
+impl Source for ScriptedSource {
     fn events(&self) -> Events {
         self.events.clone()
     }
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn delivers_in_order_and_records_commits() {
-        let (source, script) = MemorySource::scripted();
+        let (source, script) = ScriptedSource::scripted();
         assert!(script.assign("news", &[0], 1));
         assert!(script.send(SourceEvent::Ended));
         let events = source.events();
@@ -246,7 +248,7 @@ mod tests {
 
     #[test]
     fn delivers_nothing_after_a_stop() {
-        let (source, script) = MemorySource::scripted();
+        let (source, script) = ScriptedSource::scripted();
         source.stop();
         source.close();
         assert!(!script.send(SourceEvent::Ended));
