@@ -174,12 +174,44 @@ fn an_expired_offset_is_refused_until_the_gap_is_accepted() {
     assert_eq!(accepting.unique_keys(), keys(60..100));
 }
 
+/// Where nothing is left behind the gap, no record takes the commit past it.
+#[test]
+fn a_gap_at_the_end_is_accepted_once() {
+    let Some(kafka) = apache_kafka::shared("a_gap_at_the_end_is_accepted_once") else {
+        return;
+    };
+    let ground = Ground::new(kafka, 1);
+    ground.produce(&records(0..50, 1));
+    let mut first = Reader::start(&ground.settings());
+    first.read_all(50);
+    first.commit(CommitMode::Wait).unwrap();
+    drop(first);
+    ground.produce(&records(50..100, 1));
+    kafka.expire_before(&ground.topic, 0, 100);
+    let text = failure_of(&ground.settings());
+    assert!(text.contains("50 records are gone"), "{text}");
+    let accepting = KafkaSettings {
+        accept_gap: true,
+        ..ground.settings()
+    };
+    let mut reader = Reader::start(&accepting);
+    reader.run_to("the commit behind the gap", |_| {
+        let positions = group_positions(&accepting).unwrap();
+        positions.iter().any(|one| one.committed == Some(100))
+    });
+    drop(reader);
+    let mut reader = Reader::start(&ground.settings());
+    ground.produce(&records(100..103, 1));
+    reader.read_all(3);
+    assert_eq!(reader.unique_keys(), keys(100..103));
+}
+
 #[test]
 fn records_that_expire_while_the_worker_is_behind_are_refused_too() {
     let Some(kafka) = apache_kafka::shared("records_that_expire_while_running") else {
         return;
     };
-    for accept_gap in [false, true] {
+    for (accept_gap, acknowledges) in [(false, true), (true, true), (true, false)] {
         let ground = Ground::new(kafka, 1);
         let mut reader = Reader::start(&KafkaSettings {
             queue_records: 8,
@@ -192,6 +224,7 @@ fn records_that_expire_while_the_worker_is_behind_are_refused_too() {
             ]),
             ..ground.settings()
         });
+        reader.acknowledges = acknowledges;
         reader.run_to("the assignment", |reader| reader.partitions() == 1);
         let big: Vec<SampleRecord> = (0..500)
             .map(|n| SampleRecord::new(&format!("doc-{n}"), vec![b'x'; 5_000]).to_partition(0))
@@ -206,6 +239,13 @@ fn records_that_expire_while_the_worker_is_behind_are_refused_too() {
                 reader.keys.last().is_some_and(|key| key == "doc-499")
             });
             assert!(reader.keys.len() < 400, "{}", reader.keys.len());
+            // What was in flight when the gap came is not durable since something behind it is gone.
+            let lag = |reader: &Reader| reader.source.status().partitions[0].lag();
+            let expected = if acknowledges { 0 } else { 500 };
+            reader.commit(CommitMode::Background).unwrap();
+            reader.run_to("the lag", |reader| lag(reader) == Some(expected));
+            reader.run_for(Duration::from_secs(5));
+            assert_eq!(lag(&reader), Some(expected));
         } else {
             reader.run_to("a failure", |reader| reader.failure.is_some());
             let text = reader.failure.unwrap().to_string();
@@ -643,16 +683,21 @@ fn a_range_ends_behind_records_that_are_never_delivered() {
     assert_eq!((progress.done(), progress.total()), (8, 8));
 }
 
+/// A broker of this test's own that names a proxy as its address.
+fn behind_a_proxy(test: &str) -> Option<(Proxy, ApacheKafka)> {
+    let proxy = Proxy::reserve();
+    let advertised = format!("CLIENT://{}", proxy.address());
+    let properties = [("advertised.listeners", advertised.as_str())];
+    let lead = |address: &str| proxy.forward_to(address);
+    let kafka = apache_kafka::own_behind(test, &properties, lead)?;
+    Some((proxy, kafka))
+}
+
 /// Only one that is damaged where it stands ends the worker.
 #[test]
 fn a_batch_that_is_damaged_on_its_way_is_read_again() {
-    let proxy = Proxy::reserve();
-    // The broker itself must name the proxy as its address.
-    let advertised = format!("CLIENT://{}", proxy.address());
-    let properties = [("advertised.listeners", advertised.as_str())];
-    let test = "a_batch_that_is_damaged_on_its_way_is_read_again";
-    let lead = |address: &str| proxy.forward_to(address);
-    let Some(kafka) = apache_kafka::own_behind(test, &properties, lead) else {
+    let Some((proxy, kafka)) = behind_a_proxy("a_batch_that_is_damaged_on_its_way_is_read_again")
+    else {
         return;
     };
     let ground = Ground::new(&kafka, 3);
@@ -673,12 +718,8 @@ fn a_batch_that_is_damaged_on_its_way_is_read_again() {
 /// A check of all partitions makes nothing durable: the end behind records in flight is not committed.
 #[test]
 fn what_is_in_flight_is_not_passed_when_all_partitions_are_checked() {
-    let proxy = Proxy::reserve();
-    let advertised = format!("CLIENT://{}", proxy.address());
-    let properties = [("advertised.listeners", advertised.as_str())];
     let test = "what_is_in_flight_is_not_passed_when_all_partitions_are_checked";
-    let lead = |address: &str| proxy.forward_to(address);
-    let Some(kafka) = apache_kafka::own_behind(test, &properties, lead) else {
+    let Some((proxy, kafka)) = behind_a_proxy(test) else {
         return;
     };
     let ground = Ground::new(&kafka, 1);

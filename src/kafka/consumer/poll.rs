@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use crate::digest;
 use crate::document::{RecordPosition, TopicPartition};
-use crate::kafka::consumer::assignment::Begin;
+use crate::kafka::consumer::assignment::held::Begin;
 use crate::kafka::consumer::assignment::held::Held;
 use crate::kafka::consumer::check::compare;
 use crate::kafka::consumer::damage::{self, Search};

@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::document::{Generation, TopicPartition};
-use crate::kafka::consumer::assignment::delivered::Delivered;
-use crate::kafka::consumer::assignment::held::Held;
+use crate::kafka::consumer::assignment::held::{Begin, Held};
 use crate::kafka::log_identity::{LogNote, RecordIdentity};
 use crate::source::{CommitOffset, SourceRecord};
 
@@ -41,20 +40,6 @@ pub(in crate::kafka) struct ToCheck {
     /// Where it goes on, as far as this assignment knows.
     pub(in crate::kafka) next: Option<i64>,
     /// What this process knows of the log.
-    pub(in crate::kafka) log: LogNote,
-}
-
-/// Where a partition begins or goes on, its log having been checked.
-#[derive(Debug, Clone)]
-pub(in crate::kafka) struct Begin {
-    pub(in crate::kafka) partition: TopicPartition,
-    pub(in crate::kafka) generation: Generation,
-    pub(in crate::kafka) at: i64,
-    /// The next record wanted; `at` may lie behind a gap.
-    pub(in crate::kafka) next: Option<i64>,
-    /// Where a bounded source stops.
-    pub(in crate::kafka) end: Option<i64>,
-    /// What the last commit says of the log.
     pub(in crate::kafka) log: LogNote,
 }
 
@@ -151,33 +136,32 @@ impl Desk {
             return false;
         };
         held.checking = false;
-        // What was delivered before a check is not durable because it is not read again: only a gap is passed.
-        if !held.begun || held.next.is_none_or(|next| next < begin.at) {
-            held.position = held.position.max(Some(begin.at));
+        let mut done_before = None;
+        if !held.begun {
+            held.begin(begin);
+            done_before = begin.next.filter(|_| held.ended);
         }
-        if held.begun {
-            return true;
-        }
-        held.begun = true;
-        held.delivered = Delivered::resumed(begin.log);
-        held.next = begin.next;
-        held.delivered_next = begin.next;
-        held.end = begin.end;
-        let Some((next, end)) = begin.next.zip(begin.end) else {
-            return true;
-        };
-        held.committed = Some(next);
-        held.ended = next >= end;
-        if held.ended {
+        held.continue_at(begin.at);
+        if let Some(next) = done_before {
             // No record will lead to a commit here, and the others are to see that there is none.
-            let offset = CommitOffset {
-                partition: partition.clone(),
-                next_offset: next,
-                generation: held.generation,
-            };
-            self.pending_commits.insert(partition.clone(), offset);
+            self.add_pending_commit(begin.generation, partition, next);
         }
+        self.settle(partition);
         true
+    }
+
+    fn add_pending_commit(
+        &mut self,
+        generation: Generation,
+        partition: &TopicPartition,
+        next_offset: i64,
+    ) {
+        let offset = CommitOffset {
+            partition: partition.clone(),
+            next_offset,
+            generation,
+        };
+        self.pending_commits.insert(partition.clone(), offset);
     }
 
     /// What a commit says of the log that it belongs to.
@@ -240,26 +224,13 @@ impl Desk {
         }
     }
 
-    /// Lets what was skipped in a bounded partition be committed once everything delivered is, and its
-    /// end where a gap is all that is left.
+    /// Lets what will not be delivered (skipped, gone, or behind the last record of a range) be committed, once
+    /// everything that was delivered before it is.
     fn settle(&mut self, partition: &TopicPartition) {
-        let Some(held) = self.get_mut(&partition.topic, partition.partition) else {
-            return;
-        };
-        let Some(end) = held.end.filter(|_| !held.leaving) else {
-            return;
-        };
-        let done = if held.ended { Some(end) } else { held.next };
-        if let Some(done) = done
-            && held.committed.is_some_and(|committed| committed < done)
-            && held.committed >= held.delivered_next
-        {
-            let offset = CommitOffset {
-                partition: partition.clone(),
-                next_offset: done,
-                generation: held.generation,
-            };
-            self.pending_commits.insert(partition.clone(), offset);
+        let held = self.held(partition);
+        let passed = held.and_then(|held| Some((held.generation, held.passed()?)));
+        if let Some((generation, passed)) = passed {
+            self.add_pending_commit(generation, partition, passed);
         }
     }
 
@@ -294,12 +265,7 @@ impl Desk {
             return false;
         };
         held.next = Some(to);
-        let offset = CommitOffset {
-            partition: partition.clone(),
-            next_offset: to,
-            generation,
-        };
-        self.pending_commits.insert(partition.clone(), offset);
+        self.settle(partition);
         true
     }
 
@@ -326,17 +292,12 @@ impl Desk {
         let end = held.end.filter(|_| held.ended)?;
         let generation = held.generation;
         held.next = held.next.max(Some(end));
-        let offset = CommitOffset {
-            partition: partition.clone(),
-            next_offset: end,
-            generation,
-        };
         let reads = last > end;
         if reads {
             held.end = Some(last);
             (held.ended, held.rests, held.checking) = (false, false, true);
         }
-        self.pending_commits.insert(partition.clone(), offset);
+        self.add_pending_commit(generation, partition, end);
         reads.then(|| (partition.clone(), generation))
     }
 
@@ -464,10 +425,7 @@ impl Desk {
             {
                 held.delivered.committed(offset.next_offset);
                 held.position = held.position.max(Some(offset.next_offset));
-                if held.end.is_some() {
-                    held.committed = held.committed.max(Some(offset.next_offset));
-                    self.settle(&offset.partition);
-                }
+                self.settle(&offset.partition);
             }
         }
     }

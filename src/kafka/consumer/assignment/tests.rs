@@ -267,8 +267,7 @@ fn a_check_makes_nothing_durable_that_is_in_flight() {
     let mut desk = desk();
     let generation = desk.assign(&[partition(0)]);
     begin(&mut desk, 0, 5, None);
-    // Three records are delivered.
-    desk.get_mut("news", 0).unwrap().next = Some(8);
+    deliver_to(&mut desk, 8);
     desk.check_again();
     begin(&mut desk, 0, 8, None);
     let position = |desk: &Desk| {
@@ -279,16 +278,75 @@ fn a_check_makes_nothing_durable_that_is_in_flight() {
     assert!(!desk.pass_gap(&partition(0), generation, 8, 9));
     desk.commit_succeeded(&[offset(0, 8, generation)]);
     assert_eq!(position(&desk), (Some(8), true));
-    // What has expired is not waited for.
-    desk.check_again();
-    let behind_a_gap = Begin {
+}
+
+/// Says that everything below `next` was delivered.
+fn deliver_to(desk: &mut Desk, next: i64) {
+    let held = desk.get_mut("news", 0).unwrap();
+    (held.next, held.delivered_next) = (Some(next), Some(next));
+}
+
+/// Lets partition 0 go on at `at`, what lies between `next` and that being gone.
+fn accept_gap(desk: &mut Desk, generation: Generation, next: i64, at: i64) {
+    let begin = Begin {
         partition: partition(0),
         generation,
-        at: 20,
-        next: Some(8),
+        at,
+        next: Some(next),
         end: None,
         log: LogNote::default(),
     };
-    assert!(desk.begin(&behind_a_gap));
-    assert_eq!(position(&desk), (Some(20), false));
+    assert!(desk.begin(&begin));
+}
+
+#[test]
+fn a_gap_is_committed_once_everything_before_it_is() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0)]);
+    let position = |desk: &Desk| {
+        let positions = desk.positions();
+        (positions[0].position, positions[0].is_settled)
+    };
+    // At the start nothing is in flight: the gap that was accepted once is not to be met again.
+    accept_gap(&mut desk, generation, 5, 10);
+    assert_eq!(position(&desk), (Some(5), false));
+    let at = |next| offset(0, next, generation);
+    assert_eq!(desk.take_pending_commits(false), [at(10)]);
+    desk.commit_succeeded(&[at(10)]);
+    assert_eq!(position(&desk), (Some(10), true));
+
+    deliver_to(&mut desk, 13);
+    desk.check_again();
+    accept_gap(&mut desk, generation, 13, 20);
+    assert_eq!(position(&desk), (Some(10), false), "three are in flight");
+    assert!(!desk.pass_gap(&partition(0), generation, 20, 25));
+    desk.commit_succeeded(&[at(12)]);
+    assert_eq!(desk.take_pending_commits(false), []);
+    desk.commit_succeeded(&[at(13)]);
+    assert_eq!(desk.take_pending_commits(false), [at(20)]);
+    // Another check goes on behind the gap.
+    desk.check_again();
+    let asked = desk.to_check(&[(partition(0), generation)]);
+    assert_eq!(asked[0].next, Some(20));
+}
+
+#[test]
+fn a_partition_without_commit_begins_at_what_is_there() {
+    let mut desk = desk();
+    let generation = desk.assign(&[partition(0)]);
+    let at = |at| Begin {
+        partition: partition(0),
+        generation,
+        at,
+        next: None,
+        end: None,
+        log: LogNote::default(),
+    };
+    for oldest in [5, 9] {
+        assert!(desk.begin(&at(oldest)));
+        let found = &desk.positions()[0];
+        assert_eq!((found.position, found.is_settled), (Some(oldest), true));
+        assert_eq!(desk.take_pending_commits(false), []);
+        desk.check_again();
+    }
 }
