@@ -2,7 +2,8 @@
 //! A letter counts as kept once the file is synced; letters that come together share one sync.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ type Kept = oneshot::Sender<()>;
 #[derive(Debug)]
 pub struct FileDeadLetters {
     path: PathBuf,
-    letters: Sender<(Vec<u8>, Kept)>,
+    waiting: Sender<(Vec<u8>, Kept)>,
 }
 
 impl FileDeadLetters {
@@ -38,23 +39,21 @@ impl FileDeadLetters {
     /// # Errors
     /// When the file cannot be made or opened.
     pub fn open(path: &Path, resume: bool) -> io::Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        durable::create_folder(folder)?;
         if !resume && fs::metadata(path).is_ok_and(|file| file.len() > 0) {
             move_aside(path)?;
         }
-        let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+        let mut file = open(path)?;
         end_last_line(&mut file, path)?;
-        // A synced line is lost all the same where the file's name is.
         file.sync_all()?;
-        durable::sync_folder(folder)?;
-        let (letters, waiting) = bounded(WAITING);
+        let (sender, waiting) = bounded(WAITING);
+        let path = path.to_owned();
+        let written = path.clone();
         std::thread::Builder::new()
             .name("dead-letters".to_owned())
-            .spawn(move || write_all(&mut file, &waiting))?;
+            .spawn(move || write_all(&mut file, &written, &waiting))?;
         Ok(Self {
-            path: path.to_owned(),
-            letters,
+            path,
+            waiting: sender,
         })
     }
 
@@ -71,14 +70,24 @@ impl DeadLetterSink for FileDeadLetters {
             let mut line = line_of(&letter).to_string().into_bytes();
             line.push(b'\n');
             let (kept, outcome) = oneshot::channel();
-            let letters = self.letters.clone();
-            tokio::task::spawn_blocking(move || letters.send((line, kept)))
+            let waiting = self.waiting.clone();
+            tokio::task::spawn_blocking(move || waiting.send((line, kept)))
                 .await
                 .map_err(|_| gone())?
                 .map_err(|_| gone())?;
             outcome.await.map_err(|_| gone())
         })
     }
+}
+
+/// Opens the file for lines at its end. A synced line is lost all the same where the file's name is.
+fn open(path: &Path) -> io::Result<File> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    durable::create_folder(folder)?;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).append(true).create(true).open(path)?;
+    durable::sync_folder(folder)?;
+    Ok(file)
 }
 
 /// Renames the file to the same name with the first free number behind it.
@@ -113,12 +122,12 @@ fn end_last_line(file: &mut File, path: &Path) -> io::Result<()> {
 }
 
 /// Writes what waits, syncs once, and tells everybody; a full disk is waited for.
-fn write_all(file: &mut File, waiting: &Receiver<(Vec<u8>, Kept)>) {
+fn write_all(file: &mut File, path: &Path, waiting: &Receiver<(Vec<u8>, Kept)>) {
     while let Ok(first) = waiting.recv() {
         let batch: Vec<_> = std::iter::once(first).chain(waiting.try_iter()).collect();
         let bytes: Vec<u8> = batch.iter().flat_map(|(line, _)| line.clone()).collect();
         let mut said = false;
-        while let Err(error) = append(file, &bytes) {
+        while let Err(error) = restore(file, path).and_then(|()| append(file, &bytes)) {
             if !std::mem::replace(&mut said, true) {
                 tracing::warn!(%error, "dead letters cannot be written; trying again");
             }
@@ -129,6 +138,20 @@ fn write_all(file: &mut File, waiting: &Receiver<(Vec<u8>, Kept)>) {
             let _ = kept.send(());
         }
     }
+}
+
+/// A file that somebody has removed still holds its dead letters: they go to a new one of its name.
+fn restore(file: &mut File, path: &Path) -> io::Result<()> {
+    if file.metadata()?.nlink() > 0 {
+        return Ok(());
+    }
+    tracing::warn!(path = %path.display(), "the file of dead letters was removed; they are written again");
+    let mut new = open(path)?;
+    file.rewind()?;
+    io::copy(file, &mut new)?;
+    new.sync_all()?;
+    *file = new;
+    Ok(())
 }
 
 /// All of it or nothing: what a failed attempt left is cut off again.
@@ -247,6 +270,21 @@ mod tests {
         sink.send(letter(7, b"x")).await.unwrap();
         assert_eq!(lines(&path).len(), 1);
         assert_eq!(lines(&folder.path().join("letters.jsonl.1")).len(), 3);
+    }
+
+    #[tokio::test]
+    async fn dead_letters_outlive_the_name_of_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state/dead.jsonl");
+        let sink = FileDeadLetters::open(&path, false).unwrap();
+        sink.send(letter(0, b"{x")).await.unwrap();
+        fs::remove_dir_all(folder.path().join("state")).unwrap();
+        sink.send(letter(1, b"{x")).await.unwrap();
+        let found: Vec<_> = lines(&path)
+            .iter()
+            .map(|line| line["index"].clone())
+            .collect();
+        assert_eq!(found, [0, 1]);
     }
 
     #[tokio::test]

@@ -200,14 +200,14 @@ pub async fn register_job(
     list(store, job, now, whole).await
 }
 
-/// Whether the collection is known to lack a part of what a job has done.
+/// Whether the collection may lack a part of what a job has done, as where another job has overwritten its entry.
 ///
 /// # Errors
 /// A store that fails.
 pub async fn lacks_a_part(store: &dyn Store, job: &Writer) -> Result<bool, StoreError> {
     let found = store.collection().await?;
     let since = found.and_then(|found| jobs_of(&found, job).get(&job.digest())?.as_i64());
-    Ok(since.is_some_and(|since| since < 0))
+    Ok(since.is_none_or(|since| since < 0))
 }
 
 /// Whether the collection holds all that a job has done; in its entry a negative time says that it does not.
@@ -224,24 +224,45 @@ async fn list(
     now: jiff::Timestamp,
     whole: Whole,
 ) -> Result<String, StoreError> {
+    write_until(store, writer, |found| {
+        let list = list_id_of(found);
+        if let (Some(list), Standing::Listed) = (&list, writer.standing(found))
+            && says(found, writer, whole)
+        {
+            return Ok(Step::Done(list.clone()));
+        }
+        let mut metadata = BTreeMap::from([(writer.key(), entry(found, writer, now, whole))]);
+        if list.is_none() {
+            // The same for all who begin it at this moment.
+            metadata.insert(LIST_KEY.to_owned(), json!({ "id": ADOPTED }));
+        }
+        Ok(Step::Write(metadata))
+    })
+    .await
+}
+
+/// What is still to be done for an entry.
+enum Step<T> {
+    Done(T),
+    Write(BTreeMap<String, Value>),
+}
+
+/// Writes metadata until the collection holds what it is to hold: another writer may have read a key before and
+/// write it later, without this entry.
+async fn write_until<T>(
+    store: &dyn Store,
+    writer: &Writer,
+    next: impl Fn(&CollectionInfo) -> Result<Step<T>, StoreError>,
+) -> Result<T, StoreError> {
     for attempt in 0..REGISTER_ATTEMPTS {
         if attempt > 0 {
             let jitter = REGISTER_JITTER.mul_f64(rand::random());
             tokio::time::sleep(REGISTER_PAUSE + jitter).await;
         }
-        let found = existing(store).await?;
-        let list = list_id_of(&found);
-        if let (Some(list), Standing::Listed) = (&list, writer.standing(&found))
-            && says(&found, writer, whole)
-        {
-            return Ok(list.clone());
+        match next(&existing(store).await?)? {
+            Step::Done(done) => return Ok(done),
+            Step::Write(metadata) => store.admin().write_metadata(metadata).await?,
         }
-        let mut metadata = BTreeMap::from([(writer.key(), entry(&found, writer, now, whole))]);
-        if list.is_none() {
-            // The same for all who begin it at this moment.
-            metadata.insert(LIST_KEY.to_owned(), json!({ "id": ADOPTED }));
-        }
-        store.admin().write_metadata(metadata).await?;
     }
     Err(StoreError::Transient(format!(
         "{:?} could not be listed among the writers of the collection",
@@ -299,36 +320,48 @@ pub async fn note_filled(
     now: jiff::Timestamp,
 ) -> Result<FilledTo, StoreError> {
     let writer = Writer::Group(group.to_owned());
-    let found = existing(store).await?;
-    let mut filled = match writer.standing(&found) {
-        Standing::Filled(filled) => filled,
-        Standing::Absent | Standing::NoList { .. } | Standing::NoCollection => FilledTo::new(),
-        Standing::Listed => return Ok(FilledTo::new()),
-    };
+    write_until(store, &writer, |found| {
+        let known = entry_of(found, &writer).map(|entry| entry.filled_to());
+        if known.as_ref().is_some_and(FilledTo::is_empty) {
+            // The group itself has written.
+            return Ok(Step::Done(FilledTo::new()));
+        }
+        let known = known.unwrap_or_default();
+        let filled = filled_with(&known, read, oldest);
+        if filled == known {
+            return Ok(Step::Done(filled));
+        }
+        let entry = GroupEntry {
+            group: group.to_owned(),
+            since: now.as_second(),
+            filled_to: filled
+                .iter()
+                .map(|(partition, to)| (partition.topic.to_string(), partition.partition, *to))
+                .collect(),
+        };
+        let entry = serde_json::to_value(entry)
+            .map_err(|error| StoreError::Fatal(format!("cannot encode an entry: {error}")))?;
+        Ok(Step::Write(BTreeMap::from([(writer.key(), entry)])))
+    })
+    .await
+}
+
+/// What is filled once `read` has been read as well.
+fn filled_with(
+    known: &FilledTo,
+    read: &BTreeMap<TopicPartition, (i64, i64)>,
+    oldest: &BTreeMap<TopicPartition, i64>,
+) -> FilledTo {
+    let mut filled = known.clone();
     for (partition, (begin, end)) in read {
-        let known = filled.get(partition).copied();
+        let known = known.get(partition).copied();
         let reaches = oldest.get(partition).is_some_and(|oldest| begin <= oldest)
             || known.is_some_and(|known| *begin <= known);
         if reaches && known.is_none_or(|known| known < *end) {
             filled.insert(partition.clone(), *end);
         }
     }
-    if filled.is_empty() {
-        return Ok(filled);
-    }
-    let entry = GroupEntry {
-        group: group.to_owned(),
-        since: now.as_second(),
-        filled_to: filled
-            .iter()
-            .map(|(partition, to)| (partition.topic.to_string(), partition.partition, *to))
-            .collect(),
-    };
-    let entry = serde_json::to_value(entry)
-        .map_err(|error| StoreError::Fatal(format!("cannot encode an entry: {error}")))?;
-    let metadata = BTreeMap::from([(writer.key(), entry)]);
-    store.admin().write_metadata(metadata).await?;
-    Ok(filled)
+    filled
 }
 
 async fn existing(store: &dyn Store) -> Result<CollectionInfo, StoreError> {

@@ -418,6 +418,44 @@ async fn writers_that_register_together_are_all_listed() {
     registers_side_by_side(Harness::server().await).await;
 }
 
+/// An entry may be lost where a store takes longer than a job waits before it looks.
+#[tokio::test]
+async fn a_job_whose_entry_is_gone_may_lack_a_part() {
+    let it = Harness::embedded().await;
+    let (job, other) = (Writer::Job("a".to_owned()), Writer::Job("b".to_owned()));
+    let now = jiff::Timestamp::now();
+    groups::register_job(&*it.store, &job, now, true)
+        .await
+        .unwrap();
+    assert_eq!(groups::lacks_a_part(&*it.store, &job).await, Ok(false));
+    assert_eq!(groups::lacks_a_part(&*it.store, &other).await, Ok(true));
+    it.end().await;
+}
+
+#[tokio::test]
+async fn backfills_that_end_together_have_both_filled() {
+    use tcbert_worker::document::TopicPartition;
+    let now = jiff::Timestamp::now();
+    let place = |number: i32| TopicPartition::new("news", number);
+    let oldest = [(place(0), 0), (place(1), 0)].into();
+    let (one, two) = ([(place(0), (0, 10))].into(), [(place(1), (0, 20))].into());
+    for it in [Harness::embedded().await, Harness::server().await] {
+        let live = Writer::Group("live".to_owned());
+        groups::register_job(&*it.store, &Writer::Job("a".to_owned()), now, true)
+            .await
+            .unwrap();
+        let (first, second) = tokio::join!(
+            groups::note_filled(&*it.store, "live", &one, &oldest, now),
+            groups::note_filled(&*it.store, "live", &two, &oldest, now),
+        );
+        first.and(second).unwrap();
+        let both = [(place(0), 10), (place(1), 20)].into();
+        let found = groups::standing(&*it.store, &live).await;
+        assert_eq!(found, Ok(Standing::Filled(both)));
+        it.end().await;
+    }
+}
+
 #[tokio::test]
 async fn what_backfills_have_filled_adds_up() {
     use tcbert_worker::document::TopicPartition;
