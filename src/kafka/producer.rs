@@ -189,18 +189,7 @@ impl SampleProducer {
         next.payload = record.value.as_deref();
         next.timestamp = record.timestamp_ms;
         next.headers = client_headers(&record.headers);
-        loop {
-            match self.producer.send(next) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
-                    if Instant::now() < deadline =>
-                {
-                    next = back;
-                    self.producer.poll(QUEUE_WAIT);
-                }
-                Err((error, _)) => return Err(error),
-            }
-        }
+        send_before(&self.producer, next, deadline)
     }
 
     fn undelivered(&self, sent: usize, error: &KafkaError) -> EmbeddedError {
@@ -209,6 +198,29 @@ impl SampleProducer {
             sent,
             failed: pending.max(1),
             reason: format!("{error}: {}", self.producer.context().faults.describe()),
+        }
+    }
+}
+
+/// Hands a record to the client, waiting for room in its queue.
+///
+/// # Errors
+/// When the client does not take it before the deadline.
+pub(super) fn send_before<C: ProducerContext>(
+    producer: &BaseProducer<C>,
+    mut record: BaseRecord<'_, [u8], [u8], C::DeliveryOpaque>,
+    deadline: Instant,
+) -> KafkaResult<()> {
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                if Instant::now() < deadline =>
+            {
+                record = back;
+                producer.poll(QUEUE_WAIT);
+            }
+            Err((error, _)) => return Err(error),
         }
     }
 }

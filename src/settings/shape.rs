@@ -166,7 +166,7 @@ impl Shape {
             .filter(|candidate| candidate.contains('.') == key.contains('.'))
             .map(|candidate| (levenshtein(key, candidate), candidate))
             .min()
-            .filter(|(distance, _)| *distance <= key.len() / 3)
+            .filter(|(distance, _)| *distance <= key.chars().count() / 3)
             .map(|(_, candidate)| candidate.clone())
     }
 }

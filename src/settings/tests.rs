@@ -58,6 +58,13 @@ fn a_misspelt_key_names_the_nearest_and_the_origin() {
 }
 
 #[test]
+fn a_key_in_another_script_is_like_none_of_ours() {
+    let text = message("[\"日志啊\"]", &[]);
+    assert!(text.contains("日志啊"), "{text}");
+    assert!(!text.contains("did you mean"), "{text}");
+}
+
+#[test]
 fn a_section_that_does_not_exist_is_refused() {
     let text = message("[kafkaa]\ntopic = \"a\"", &[]);
     assert!(text.contains("kafkaa"), "{text}");

@@ -1,4 +1,4 @@
-//! No files of `src/` import each other around a circle: whoever reads one knows what lies below it.
+//! No files of `src/` import each other around a circle, so that one can be read without those above it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

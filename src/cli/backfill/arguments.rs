@@ -24,10 +24,10 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(super) input: Vec<PathBuf>,
     /// Name of the job; with what is read and how it is tagged it makes the job that is resumed.
-    /// 1 to 64 letters, digits, `-`, `_` and `.`.
+    /// 1 to 64 of A to Z, a to z, 0 to 9, `-`, `_` and `.`.
     #[arg(long, value_name = "NAME", default_value = "backfill", value_parser = job_name)]
     pub(super) job: String,
-    /// Leave a job over topics alone that is finished already, instead of starting it anew.
+    /// Leave a job over topics alone that is finished already, instead of starting it again.
     #[arg(long, conflicts_with = "input")]
     pub(super) once: bool,
     /// Go on where records of the range have expired since it was decided on, and log what is gone.
@@ -61,7 +61,7 @@ pub(in crate::cli) struct Arguments {
     /// Where records go that cannot be processed: the dead-letter topic, or a file beside the state
     /// of the job. Left out: the topic for a range of topics, the file for files.
     #[arg(long, value_name = "WHERE")]
-    pub(super) dead_letters: Option<Letters>,
+    pub(super) dead_letters: Option<DeadLettersTo>,
     /// Exit with 1 where records went to the dead letters.
     #[arg(long)]
     pub(super) fail_on_dead_letters: bool,
@@ -72,7 +72,7 @@ pub(in crate::cli) struct Arguments {
 
 /// Where dead letters go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Letters {
+pub(super) enum DeadLettersTo {
     /// The topic `kafka.dead_letter_topic`.
     Kafka,
     /// A file of JSON lines in `backfill.state_dir`.
@@ -91,7 +91,7 @@ fn job_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let fits = (1..=64).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.');
     fits.then(|| text.to_owned()).ok_or_else(|| {
-        "has to be 1 to 64 ASCII letters, digits, `-`, `_` and `.`, and not to begin with `.`"
+        "has to be 1 to 64 of A to Z, a to z, 0 to 9, `-`, `_` and `.`, and not to begin with `.`"
             .to_owned()
     })
 }

@@ -28,7 +28,7 @@ use crate::source::{DeadLetterSink, FileDeadLetters};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 pub(super) use arguments::Arguments;
-use arguments::Letters;
+use arguments::DeadLettersTo;
 use filling::Filling;
 use work::{Prepared, Wanted, Work};
 
@@ -219,17 +219,17 @@ async fn open_dead_letters(
     arguments: &Arguments,
     work: &Work,
 ) -> Result<(Arc<dyn DeadLetterSink>, String), Failure> {
-    let letters = arguments.dead_letters.unwrap_or(match work {
-        Work::Range(_) => Letters::Kafka,
-        Work::Files(_) => Letters::File,
+    let to = arguments.dead_letters.unwrap_or(match work {
+        Work::Range(_) => DeadLettersTo::Kafka,
+        Work::Files(_) => DeadLettersTo::File,
     });
-    match letters {
-        Letters::Kafka => {
+    match to {
+        DeadLettersTo::Kafka => {
             let producer = parts::open_dead_letters(settings).await?;
             let place = format!("topic {}", settings.kafka.dead_letter_topic);
             Ok((Arc::new(producer), place))
         }
-        Letters::File => {
+        DeadLettersTo::File => {
             let path = settings
                 .backfill
                 .state_dir

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::document::RecordPosition;
 use crate::kafka::{KafkaSource, PartitionStatus, SourceStatus, shorten};
-use crate::telemetry::{Health, Metrics, Part, PartitionLag};
+use crate::telemetry::{Health, LogLimit, Metrics, Part, PartitionLag};
 
 /// How often the source's status is read; it looks by itself about as often.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -20,16 +20,16 @@ const LOG_EVERY: Duration = Duration::from_secs(300);
 
 /// Publishes until it is aborted.
 pub(in crate::cli) async fn watch(source: Arc<KafkaSource>, metrics: Metrics, health: Health) {
-    let mut logged: Option<Instant> = None;
+    let logged = LogLimit::new(LOG_EVERY);
     loop {
         tokio::time::sleep(INTERVAL).await;
         let now = Instant::now();
         let status = source.status();
         publish(&status, now, &metrics, &health);
         let stalled = status.partitions.iter().filter(|p| is_stalled(p, now));
-        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+        let mut stalled = stalled.peekable();
+        if stalled.peek().is_some() && logged.is_due(now) {
             for partition in stalled {
-                logged = Some(now);
                 tracing::warn!(
                     partition = %partition.partition,
                     offset = partition.position,

@@ -20,6 +20,7 @@ use crate::kafka::consumer::rebalance::{self, Other};
 use crate::kafka::consumer::shared::{GroupConsumer, Phase, Shared};
 use crate::kafka::{client, offsets, text};
 use crate::source::{Header, LARGEST_VALUE, RecordFault, SourceError, SourceEvent, SourceRecord};
+use crate::telemetry::LogLimit;
 
 /// Chunks that may wait in the channel; the queue's bounds are divided among them.
 pub(in crate::kafka) const QUEUE_CHUNKS: usize = 8;
@@ -47,7 +48,7 @@ pub(in crate::kafka) struct PollThread {
     pub(in crate::kafka) records: Sender<SourceEvent>,
     /// Since when the chunk has been full without room for it.
     full_since: Option<Instant>,
-    last_said: Vec<(RDKafkaErrorCode, Instant)>,
+    said: Vec<(RDKafkaErrorCode, LogLimit)>,
     quiet: bool,
     said_ended: bool,
     /// Partitions that may begin.
@@ -73,7 +74,7 @@ impl PollThread {
             shared,
             records,
             full_since: None,
-            last_said: Vec::new(),
+            said: Vec::new(),
             quiet: false,
             said_ended: false,
             begins,
@@ -341,18 +342,14 @@ impl PollThread {
 
     /// Whether trouble of this kind is to be spoken of again.
     fn says(&mut self, code: RDKafkaErrorCode) -> bool {
-        let recent = |(_, at): &&(RDKafkaErrorCode, Instant)| at.elapsed() < REPEAT_LOG_AFTER;
-        if self
-            .last_said
-            .iter()
-            .filter(recent)
-            .any(|(said, _)| *said == code)
-        {
-            return false;
+        let now = Instant::now();
+        if let Some((_, limit)) = self.said.iter().find(|(said, _)| *said == code) {
+            return limit.is_due(now);
         }
-        self.last_said.retain(|(said, _)| *said != code);
-        self.last_said.push((code, Instant::now()));
-        true
+        let limit = LogLimit::new(REPEAT_LOG_AFTER);
+        let is_due = limit.is_due(now);
+        self.said.push((code, limit));
+        is_due
     }
 
     /// The client found an offset that the topic does not have, or passed over a damaged batch, and

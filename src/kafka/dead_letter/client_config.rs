@@ -8,7 +8,7 @@ use crate::source::DeadLetterError;
 
 /// What the user may override for the producer.
 const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
-    // A letter larger than this travels alone, so that one refused for its size takes no other
+    // A dead letter larger than this is sent alone, so that one rejected for its size takes no other
     // with it.
     ("batch.size", "65536"),
     // The broker's bound decides, not the client's.

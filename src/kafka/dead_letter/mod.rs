@@ -3,7 +3,7 @@
 
 mod check;
 mod client_config;
-mod letter;
+mod wire;
 mod producer;
 mod reader;
 mod replay;
@@ -11,8 +11,8 @@ mod settings;
 mod spool;
 
 pub use check::{DeadLetterFindings, check_dead_letters};
-pub use letter::{CutValue, Rest, StoredDeadLetter};
 pub use producer::DeadLetterProducer;
 pub use reader::{DeadLetterFilter, list_dead_letters, visit_dead_letters};
 pub use replay::{ReplayOptions, ReplayReport, replay_dead_letters};
 pub use settings::DeadLetterSettings;
+pub use wire::{CutValue, Rest, StoredDeadLetter};

@@ -13,7 +13,7 @@ use rdkafka::topic_partition_list::Offset;
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::kafka::client::{self, Reporting};
 use crate::kafka::consumer::poll::headers_of;
-use crate::kafka::dead_letter::letter::StoredDeadLetter;
+use crate::kafka::dead_letter::wire::StoredDeadLetter;
 use crate::kafka::offsets;
 use crate::kafka::settings::KafkaSettings;
 use crate::source::{SourceError, SourceRecord};

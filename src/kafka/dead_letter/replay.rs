@@ -17,11 +17,11 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use crate::document::RecordPosition;
 use crate::kafka::client::{self, Faults};
 use crate::kafka::dead_letter::check::is_compacted;
-use crate::kafka::dead_letter::letter::{Rest, StoredDeadLetter};
 use crate::kafka::dead_letter::reader::{DeadLetterFilter, visit_dead_letters};
 use crate::kafka::dead_letter::settings::DeadLetterSettings;
 use crate::kafka::dead_letter::spool::Spool;
-use crate::kafka::producer::client_headers;
+use crate::kafka::dead_letter::wire::{Rest, StoredDeadLetter};
+use crate::kafka::producer::{client_headers, send_before};
 use crate::kafka::settings::KafkaSettings;
 use crate::source::{Header, ReplayOrigin, SourceError};
 
@@ -359,18 +359,7 @@ impl Targets {
         next.payload = returning.value.as_deref();
         next.timestamp = returning.timestamp_ms;
         next.headers = client_headers(&returning.headers);
-        loop {
-            match self.producer.send(next) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
-                    if Instant::now() < deadline =>
-                {
-                    next = back;
-                    self.producer.poll(POLL_WAIT);
-                }
-                Err((error, _)) => return Err(error),
-            }
-        }
+        send_before(&self.producer, next, deadline)
     }
 
     fn stopped(&self, error: &KafkaError) -> SourceError {

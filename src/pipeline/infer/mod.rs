@@ -9,9 +9,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use batches::Batches;
-use ready::{Ready, answer_of, to_write};
-
 use super::context::{Context, PipelineError, spawn};
 use super::dead_letters::{MODEL_FAILED, Refusal, Refused};
 use super::write::content::Write;
@@ -19,6 +16,8 @@ use crate::batch::{Batch, BatchItem};
 use crate::model::Model;
 use crate::score::{NotFinite, TaggerError, Tagging};
 use crate::telemetry::Stage;
+use batches::Batches;
+use ready::{Ready, answer_of, to_write};
 
 /// How often documents that fail alone are tried again, and the pause before that, which doubles.
 const RETRIES: u32 = 3;

@@ -24,17 +24,16 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-use acceptance::Held;
-use content::{Content, Write, points_at_once};
-use pace::Pace;
-use points::points;
-
 use super::context::{Context, PipelineError};
 use super::dead_letters::{Refusal, STORE_REJECTED, refuse};
 use crate::backoff::Backoff;
 use crate::document::LatestTime;
 use crate::store::{StoreError, WriteOutcome};
 use crate::telemetry::{Outcome, Stage};
+use acceptance::Held;
+use content::{Content, Write, points_at_once};
+use pace::Pace;
+use points::points;
 
 /// Stage name in dead-letter headers.
 const STAGE: &str = "store";
