@@ -11,9 +11,9 @@ use tcbert_worker::kafka::{
 use crate::processes::signal;
 use crate::support::{DEAD_LETTERS, TOPIC, broker, places, settings, wait_within};
 
-/// What records with many small attributes may take, generously: it was 2.2 GB. And what the worker may take beside one
+/// What records with many small attributes may take: it was 2.2 GB. And what the worker may take beside one
 /// value that is larger than it ever holds.
-const MOST_MIB: u64 = 700;
+const MOST_MIB: u64 = 400;
 const BESIDE_A_VALUE_MIB: u64 = 250;
 
 /// More than the budget has room for.
