@@ -5,83 +5,33 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
-use crate::bounds::{Violation, check_range};
+use crate::keys::section;
 
 /// Token budget on a processor: a batch whose activations stay in its caches. Measured with 4 layers of
 /// 256 on one core: 640 tokens 1.26 ms for a title, 2560 tokens 1.55 ms.
 const CPU_TOKEN_BUDGET: usize = 768;
 /// Token budget on a GPU, which needs many rows to be busy.
 const GPU_TOKEN_BUDGET: usize = 16_384;
-/// Largest token budget of a batch.
-const MAX_TOKEN_BUDGET: usize = 1 << 22;
-/// Most rows of a batch.
-const MAX_ROWS: usize = 1 << 16;
-/// Most documents of the window.
-const MAX_WINDOW_DOCUMENTS: usize = 1 << 20;
-/// Longest wait for company, in milliseconds.
-const MAX_LINGER_MS: u64 = 60_000;
 
-/// The section `batch`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BatchSettings {
-    /// Most tokens of a batch, padding counted; 0 until [`BatchSettings::resolve`] has chosen.
-    pub token_budget: usize,
-    /// Most documents of a batch.
-    pub max_rows: usize,
-    /// Documents that are looked at to find some of equal length.
-    pub window_documents: usize,
-    /// Longest time a document waits for company, in milliseconds.
-    pub linger_ms: u64,
-    /// Largest share of padding for the sake of a fuller batch.
-    pub max_padding: f64,
-}
-
-impl Default for BatchSettings {
-    fn default() -> Self {
-        Self {
-            token_budget: 0,
-            max_rows: 1024,
-            window_documents: 2048,
-            linger_ms: 20,
-            max_padding: 0.1,
-        }
+section! {
+    /// How documents are put together for one run of the model.
+    pub struct BatchSettings in "batch" {
+        /// Tokens of a batch, rows times the longest row (padding counts). 0: 768 on a CPU, where a batch should stay
+        /// in the caches, 16384 on a GPU, which larger batches fill better. A longer text goes alone.
+        token_budget: usize = 0, in 0..=1 << 22;
+        /// Documents of a batch.
+        max_rows: usize = 1024, in 1..=1 << 16;
+        /// Documents that wait at most; among them those of similar length are found, so that little is padded. It
+        /// bounds the memory of this stage.
+        window_documents: usize = 2048, in 1..=1 << 20;
+        /// Milliseconds that a document waits for company when traffic is slow.
+        linger_ms: u64 = 20, in 0..=60_000;
+        /// Share of a batch that may be padding, before the rest waits for the next batch.
+        max_padding: f64 = 0.1, in 0.0..=1.0;
     }
 }
 
 impl BatchSettings {
-    /// Values outside what their keys allow; keys are given below the section.
-    pub fn violations(&self) -> Vec<Violation> {
-        let mut violations = Vec::new();
-        check_range(
-            &mut violations,
-            "token_budget",
-            self.token_budget,
-            0,
-            MAX_TOKEN_BUDGET,
-        );
-        check_range(&mut violations, "max_rows", self.max_rows, 1, MAX_ROWS);
-        let window = self.window_documents;
-        check_range(
-            &mut violations,
-            "window_documents",
-            window,
-            1,
-            MAX_WINDOW_DOCUMENTS,
-        );
-        check_range(
-            &mut violations,
-            "linger_ms",
-            self.linger_ms,
-            0,
-            MAX_LINGER_MS,
-        );
-        check_range(&mut violations, "max_padding", self.max_padding, 0.0, 1.0);
-        violations
-    }
-
     /// Chooses the token budget by the device where none is configured.
     pub fn resolve(&mut self, on_gpu: bool) {
         if self.token_budget == 0 {

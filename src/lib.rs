@@ -9,7 +9,7 @@
 //! The invariants of the whole stand in `ARCHITECTURE.md`.
 
 mod backoff;
-pub mod bounds;
+pub mod keys;
 mod digest;
 mod durable;
 pub mod document;

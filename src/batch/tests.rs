@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::keys::Declared;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Item {
@@ -311,7 +312,7 @@ fn a_budget_is_chosen_by_the_device_where_none_is_configured() {
 
 #[test]
 fn bounds_of_the_settings() {
-    assert!(BatchSettings::default().violations().is_empty());
+    assert!(BatchSettings::default().out_of_range().is_empty());
     let wrong = BatchSettings {
         token_budget: usize::MAX,
         max_rows: 0,
@@ -319,5 +320,5 @@ fn bounds_of_the_settings() {
         linger_ms: 3_600_000,
         max_padding: f64::NAN,
     };
-    assert_eq!(wrong.violations().len(), 5);
+    assert_eq!(wrong.out_of_range().len(), 5);
 }

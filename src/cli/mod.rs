@@ -5,6 +5,7 @@
 
 mod backfill;
 mod bench;
+mod configuration;
 mod dead_letters;
 mod demo;
 mod doctor;
@@ -45,6 +46,15 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Work(Work),
+    /// Show, check and write the configuration.
+    Config(configuration::Arguments),
+}
+
+/// What needs a configuration without faults.
+#[derive(Debug, Subcommand)]
+enum Work {
     /// Consume documents from Kafka until told to stop.
     Run(run::Arguments),
     /// Tag a bounded part of the topics, or files; ends by itself and resumes where it was.
@@ -61,13 +71,13 @@ enum Command {
     Taxonomy(taxonomy::Arguments),
     /// Create or change the collection as `migrations/` declares it.
     Migrate(migrate::Arguments),
-    /// List what could not be processed, or send it home again.
+    /// List what could not be processed, or replay it.
     DeadLetters(dead_letters::Arguments),
     /// Fit and inspect a whitening of the embeddings.
     Whiten(whiten::Arguments),
     /// Measure the throughput of each stage and of the whole.
     Bench(bench::Arguments),
-    /// Check configuration, broker, store, model and device, and say what to mend.
+    /// Check configuration, broker, store, model and device, and say what to fix.
     Doctor(doctor::Arguments),
 }
 
@@ -88,11 +98,19 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(command_line: CommandLine) -> Result<(), Failure> {
-    let mut settings = Settings::load(&Origins::of_process(command_line.config)?)?;
+    let origins = Origins::of_process(command_line.config)?;
+    match command_line.command {
+        Command::Config(arguments) => configuration::execute(&origins, &arguments),
+        Command::Work(work) => carry_out(work, &origins),
+    }
+}
+
+fn carry_out(work: Work, origins: &Origins) -> Result<(), Failure> {
+    let mut settings = Settings::load(origins)?;
     // A backfill tells a log how far it is; who sits before it sees a bar.
-    let serves = match command_line.command {
-        Command::Run(_) => true,
-        Command::Backfill(_) => !std::io::stderr().is_terminal(),
+    let serves = match &work {
+        Work::Run(_) => true,
+        Work::Backfill(_) => !std::io::stderr().is_terminal(),
         _ => false,
     };
     if !serves && settings.log == LogSettings::default() {
@@ -100,18 +118,23 @@ fn execute(command_line: CommandLine) -> Result<(), Failure> {
         "warn".clone_into(&mut settings.log.level);
     }
     init_logging(&settings.log).map_err(Failure::usage)?;
-    match command_line.command {
-        Command::Run(arguments) => run::execute(&settings, &arguments),
-        Command::Backfill(arguments) => backfill::execute(&settings, &arguments),
-        Command::DeadLetters(arguments) => dead_letters::execute(&settings, &arguments),
-        Command::Whiten(arguments) => whiten::execute(&settings, &arguments),
-        Command::Demo(arguments) => demo::execute(settings, &arguments),
-        Command::Tag(arguments) => tag::execute(&settings, &arguments),
-        Command::Search(arguments) => search::execute(&settings, &arguments),
-        Command::Evaluate(arguments) => evaluate::execute(settings, &arguments),
-        Command::Taxonomy(arguments) => taxonomy::execute(&settings, &arguments),
-        Command::Migrate(arguments) => migrate::execute(&settings, &arguments),
-        Command::Bench(arguments) => bench::execute(settings, &arguments),
-        Command::Doctor(arguments) => doctor::execute(&settings, &arguments),
+    for name in &origins.strangers {
+        tracing::warn!(
+            "the environment variable {name} is no setting and is ignored; settings begin with TCBERT__"
+        );
+    }
+    match work {
+        Work::Run(arguments) => run::execute(&settings, &arguments),
+        Work::Backfill(arguments) => backfill::execute(&settings, &arguments),
+        Work::DeadLetters(arguments) => dead_letters::execute(&settings, &arguments),
+        Work::Whiten(arguments) => whiten::execute(&settings, &arguments),
+        Work::Demo(arguments) => demo::execute(settings, &arguments),
+        Work::Tag(arguments) => tag::execute(&settings, &arguments),
+        Work::Search(arguments) => search::execute(&settings, &arguments),
+        Work::Evaluate(arguments) => evaluate::execute(settings, &arguments),
+        Work::Taxonomy(arguments) => taxonomy::execute(&settings, &arguments),
+        Work::Migrate(arguments) => migrate::execute(&settings, &arguments),
+        Work::Bench(arguments) => bench::execute(settings, &arguments),
+        Work::Doctor(arguments) => doctor::execute(&settings, &arguments),
     }
 }

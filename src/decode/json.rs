@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use super::error::DecodeError;
 use super::fields::{Field, FieldValue, Fields};
 use super::pointers::FieldPointers;
-use crate::bounds::Violation;
+use crate::keys::Violation;
 
 /// How `serde_json` names the only member of an object that stands for unparsed text.
 const RESERVED_NAME: &str = "$serde_json::private::RawValue";

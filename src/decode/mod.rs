@@ -58,10 +58,9 @@ impl Decoder {
     /// A decoder as `settings` describe it.
     ///
     /// # Errors
-    /// When a bound, a pointer or the time zone is not what [`DecodeSettings::validate`] allows.
+    /// When a bound, a pointer or the time zone is not what [`DecodeSettings::violations`] allows.
     pub fn new(settings: &DecodeSettings) -> Result<Self, InvalidDecodeSettings> {
-        let mut violations = Vec::new();
-        settings.validate(&mut violations);
+        let violations = settings.violations();
         let (Some(mapping), Some(time_zone), true) = (
             Mapping::new(&settings.fields, settings.keep_unmapped).ok(),
             timestamp::zone(&settings.time_zone),

@@ -1,39 +1,25 @@
 //! Where the fields of a document stand in a record. Knows no value.
 
-use serde::{Deserialize, Serialize};
+use crate::keys::section;
 
-/// Where the fields of a document stand in a JSON object: JSON pointers (RFC 6901); empty for a field
-/// that the records do not have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FieldPointers {
-    /// Identity: text or a whole number.
-    pub id: String,
-    /// Headline: text.
-    pub title: String,
-    /// Body: text.
-    pub text: String,
-    /// Time of publication.
-    pub published_at: String,
-    /// Who published it: text.
-    pub source: String,
-    /// Language tag: text.
-    pub language: String,
-    /// An object whose entries are kept as attributes.
-    pub attributes: String,
-}
-
-impl Default for FieldPointers {
-    fn default() -> Self {
-        let pointer = |name: &str| format!("/{name}");
-        Self {
-            id: pointer("id"),
-            title: pointer("title"),
-            text: pointer("text"),
-            published_at: pointer("published_at"),
-            source: pointer("source"),
-            language: pointer("language"),
-            attributes: pointer("attributes"),
-        }
+section! {
+    /// Where the fields of a document stand in the JSON: JSON pointers (RFC 6901), "" for a field that the records do
+    /// not have. Missing and null are the same.
+    #[derive(Eq)]
+    pub struct FieldPointers in "decode.fields" {
+        /// Identity: text or a whole number.
+        id: String = "/id".to_owned();
+        /// Headline: text.
+        title: String = "/title".to_owned();
+        /// Body: text.
+        text: String = "/text".to_owned();
+        /// Time of publication: an RFC 3339 time, "YYYY-MM-DD HH:MM:SS", or seconds or milliseconds since 1970.
+        published_at: String = "/published_at".to_owned();
+        /// Who published it: text.
+        source: String = "/source".to_owned();
+        /// Language tag: text.
+        language: String = "/language".to_owned();
+        /// An object whose entries are kept as attributes.
+        attributes: String = "/attributes".to_owned();
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::json::Mapping;
 use super::pointers::FieldPointers;
 use super::text::{TextRule, TextSettings};
-use crate::bounds::{Violation, check_range};
+use crate::keys::{Declared, Violation, section};
 use crate::source::{LARGEST_VALUE, timestamp};
 
 /// Deepest nesting that can be allowed: below the JSON parser's own recursion limit of 128.
@@ -45,83 +45,50 @@ pub enum IdFrom {
     Body,
 }
 
-/// How records become documents, and documents the text for the model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DecodeSettings {
-    /// How records are written.
-    pub format: Format,
-    /// Which id names the document.
-    pub id_from: IdFrom,
-    /// Largest value in bytes.
-    pub max_value_bytes: usize,
-    /// Deepest nesting of arrays and objects.
-    pub max_depth: usize,
-    /// Whether fields that are not mapped are kept as attributes.
-    pub keep_unmapped: bool,
-    /// Zone of times that name none: an IANA name or an offset such as `+08:00`.
-    pub time_zone: String,
-    /// How far in the future a record's time may lie; a later one counts as no time.
-    pub future_tolerance_minutes: u64,
-    /// Which parts of a document the model reads.
-    pub text: TextRule,
-    /// What stands between title and body.
-    pub text_separator: String,
-    /// Characters given to the tokeniser at most.
-    pub max_text_chars: usize,
-    /// Where the fields stand.
-    pub fields: FieldPointers,
-}
-
-impl Default for DecodeSettings {
-    fn default() -> Self {
-        Self {
-            format: Format::default(),
-            id_from: IdFrom::default(),
-            max_value_bytes: 4 << 20,
-            max_depth: 32,
-            keep_unmapped: true,
-            time_zone: "UTC".to_owned(),
-            future_tolerance_minutes: 24 * 60,
-            text: TextRule::default(),
-            text_separator: "。".to_owned(),
-            max_text_chars: 4096,
-            fields: FieldPointers::default(),
-        }
+section! {
+    /// How records become documents, and documents the text for the model.
+    #[derive(Eq)]
+    pub struct DecodeSettings in "decode" {
+        /// How records are written: "json" (objects; headers are not looked at), "cloudevents" (CloudEvents 1.0,
+        /// binary or structured; anything else is rejected), or "auto" (decided by each record's headers).
+        format: Format = Format::Auto;
+        /// Which id names a document: "key" (the record's key; an id in the value has to be equal to it, a value
+        /// without an id takes it) or "body" (the id in the value whatever the key is; the key where there is none).
+        /// With "body", a deletion (null value) still deletes the document that its key names.
+        id_from: IdFrom = IdFrom::Key;
+        /// Largest value of a record, in bytes; larger ones become dead letters.
+        max_value_bytes: usize = 4 << 20, in 1 << 10..=LARGEST_VALUE;
+        /// Deepest nesting of arrays and objects in a value.
+        max_depth: usize = 32, in 1..=HIGHEST_MAX_DEPTH;
+        /// Whether fields that are not named in the section `decode.fields` are kept as attributes in the store.
+        keep_unmapped: bool = true;
+        /// Zone of times that name none: "UTC", an offset such as "+08:00", or an IANA name such as "Asia/Shanghai"
+        /// (needs the system's time zone data). It applies to the time of publication, to the age of records of files
+        /// (backfill.timestamp_field) and to --from and --to; Parquet timestamps that are not adjusted to UTC name
+        /// none.
+        time_zone: String = "UTC".to_owned();
+        /// How far in the future a record's time may lie, in minutes. A later one (microseconds taken for
+        /// milliseconds, an embargo date) would win against every update that follows: it counts as no time, is warned
+        /// about and counted (tcbert_future_times_total), and what is stored with one yields to the next write. The
+        /// time of publication in the payload stays as it is.
+        future_tolerance_minutes: u64 = 24 * 60, in 0..=HIGHEST_FUTURE_TOLERANCE_MINUTES;
+        /// What the model reads of a document: "title_and_body", "title" or "body". The two latter read the other part
+        /// where theirs is blank.
+        text: TextRule = TextRule::TitleAndBody;
+        /// What stands between title and body. At most 32 characters.
+        text_separator: String = "。".to_owned();
+        /// Characters given to the tokeniser at most; a longer text is cut there and its document marked `truncated`.
+        /// The model reads at most 512 tokens (a Chinese character is one).
+        max_text_chars: usize = 4096, in 16..=1_000_000;
+        /// Where the fields stand.
+        fields: FieldPointers = FieldPointers::default();
     }
 }
 
 impl DecodeSettings {
-    /// Notes every value that is not allowed; keys are relative to the section.
-    pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(
-            violations,
-            "max_value_bytes",
-            self.max_value_bytes,
-            1 << 10,
-            LARGEST_VALUE,
-        );
-        check_range(
-            violations,
-            "max_depth",
-            self.max_depth,
-            1,
-            HIGHEST_MAX_DEPTH,
-        );
-        check_range(
-            violations,
-            "max_text_chars",
-            self.max_text_chars,
-            16,
-            1_000_000,
-        );
-        check_range(
-            violations,
-            "future_tolerance_minutes",
-            self.future_tolerance_minutes,
-            0,
-            HIGHEST_FUTURE_TOLERANCE_MINUTES,
-        );
+    /// Values outside what their keys allow; keys are given below the section.
+    pub fn violations(&self) -> Vec<Violation> {
+        let mut violations = self.out_of_range();
         if self.text_separator.chars().count() > LONGEST_SEPARATOR_CHARS {
             violations.push(Violation::new(
                 "text_separator",
@@ -146,6 +113,7 @@ impl DecodeSettings {
                 "a pointer for the title, the text or both",
             ));
         }
+        violations
     }
 
     /// The zone of times that name none; UTC where `time_zone` is none.

@@ -6,7 +6,6 @@ mod properties;
 use serde_json::json;
 
 use super::*;
-use crate::bounds::Violation;
 use crate::document::{Generation, RecordPosition, TopicPartition};
 use crate::source::{Header, RecordFault};
 
@@ -374,8 +373,7 @@ fn settings_that_cannot_be_used_are_named() {
     fn violations(change: impl FnOnce(&mut DecodeSettings)) -> Vec<String> {
         let mut settings = DecodeSettings::default();
         change(&mut settings);
-        let mut violations = Vec::<Violation>::new();
-        settings.validate(&mut violations);
+        let violations = settings.violations();
         assert_eq!(Decoder::new(&settings).is_err(), !violations.is_empty());
         violations
             .into_iter()
@@ -405,16 +403,6 @@ fn settings_that_cannot_be_used_are_named() {
         s.fields.text.clear();
     };
     assert_eq!(violations(none), ["fields"]);
-}
-
-#[test]
-fn the_documented_defaults_are_the_real_ones() {
-    #[derive(serde::Deserialize)]
-    struct Part {
-        decode: DecodeSettings,
-    }
-    let part: Part = toml::from_str(include_str!("../../config/default.toml")).unwrap();
-    assert_eq!(part.decode, DecodeSettings::default());
 }
 
 /// The demonstration stands on these files.

@@ -8,8 +8,9 @@ use std::path::Path;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::{Serialize, Serializer};
 
-use crate::bounds::Violation;
+use crate::keys::Violation;
 
 /// Largest secret file read; a secret is a line, not a document.
 const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
@@ -209,13 +210,26 @@ impl Properties {
     }
 }
 
+impl Properties {
+    /// Names and values, those of secrets hidden.
+    fn shown(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| {
+            let value = if is_secret(name) { "***" } else { value };
+            (name.as_str(), value)
+        })
+    }
+}
+
 impl fmt::Debug for Properties {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self.0.iter().map(|(name, value)| {
-            let value = if is_secret(name) { "***" } else { value };
-            (name, value)
-        });
-        formatter.debug_map().entries(shown).finish()
+        formatter.debug_map().entries(self.shown()).finish()
+    }
+}
+
+/// Hides secrets, as what is serialised is what people are shown.
+impl Serialize for Properties {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.shown())
     }
 }
 

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::bounds::{Violation, check_range};
 use crate::kafka::properties::Properties;
+use crate::keys::{Declared, Violation, check_range, section};
 use crate::source::SourceError;
 
 /// Longest topic name that Kafka allows.
@@ -23,7 +23,7 @@ const DAY_MS: u64 = 86_400_000;
 const HEARTBEATS_A_SESSION: u64 = 4;
 
 /// Where to begin in a partition that the group has never committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMissingOffset {
     /// At the oldest record that the topic still has.
@@ -33,117 +33,87 @@ pub enum OnMissingOffset {
     Error,
 }
 
-/// The section `kafka`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct KafkaSettings {
-    /// Brokers to ask first, `host:port`, comma separated.
-    pub brokers: String,
-    /// Topics to consume, comma separated.
-    pub topic: String,
-    /// Consumer group; its committed offsets say where to go on.
-    pub group_id: String,
-    /// How the worker names itself to the brokers.
-    pub client_id: String,
-    /// Static membership: a name unique within the group. Absent or empty: off.
-    pub group_instance_id: Option<String>,
-    /// Where to begin in a partition without a committed offset.
-    pub on_missing_offset: OnMissingOffset,
-    /// Whether to go on at the oldest record where the committed offset is gone.
-    pub accept_gap: bool,
-    /// How long a broker has to answer at the start.
-    pub connect_timeout_ms: u64,
-    /// How long the group waits for a member that fell silent.
-    pub session_timeout_ms: u64,
-    /// How long the group waits for a member whose poll thread stands still.
-    pub max_poll_interval_ms: u64,
-    /// How long a partition that is leaving may drain what is in flight.
-    pub revoke_drain_ms: u64,
-    /// How often offsets are committed while running.
-    pub commit_interval_ms: u64,
-    /// Records that may wait between the poll thread and the pipeline.
-    pub queue_records: usize,
-    /// Bytes that may wait between the poll thread and the pipeline.
-    pub queue_bytes: usize,
-    /// Topic for records that cannot be processed.
-    pub dead_letter_topic: String,
-    /// Further properties for librdkafka.
-    pub properties: Properties,
-}
-
-impl Default for KafkaSettings {
-    fn default() -> Self {
-        Self {
-            brokers: "localhost:9092".to_owned(),
-            topic: "documents".to_owned(),
-            group_id: "tcbert-worker".to_owned(),
-            client_id: "tcbert-worker".to_owned(),
-            group_instance_id: None,
-            on_missing_offset: OnMissingOffset::Earliest,
-            accept_gap: false,
-            connect_timeout_ms: 15_000,
-            session_timeout_ms: 10_000,
-            max_poll_interval_ms: 300_000,
-            revoke_drain_ms: 10_000,
-            commit_interval_ms: 1_000,
-            queue_records: 8_192,
-            queue_bytes: 16 * 1024 * 1024,
-            dead_letter_topic: "documents.dead-letters".to_owned(),
-            properties: Properties::default(),
-        }
+section! {
+    /// The cluster, the topics and the consumer group.
+    #[derive(Eq)]
+    pub struct KafkaSettings in "kafka" {
+        /// Brokers to ask first: `host:port`, comma separated.
+        brokers: String = "localhost:9092".to_owned();
+        /// Topics to consume, comma separated. A topic that does not exist yet is waited for.
+        topic: String = "documents".to_owned();
+        /// Consumer group. Its committed offsets say where a start resumes; workers of one group share the partitions.
+        /// 1 to 249 bytes.
+        group_id: String = "tcbert-worker".to_owned();
+        /// How the worker names itself to the brokers (quotas, logs). 1 to 249 bytes.
+        client_id: String = "tcbert-worker".to_owned();
+        /// Static membership: a name that is unique within the group and stays the same over restarts, such as a
+        /// pod's. A worker that comes back within the session timeout gets its partitions again without a rebalance;
+        /// one that stops for good keeps them until then. Empty: off.
+        group_instance_id: String = String::new();
+        /// Where to begin in a partition that the group has never committed: "earliest" (the oldest record there is)
+        /// or "error". Records are never skipped in silence.
+        on_missing_offset: OnMissingOffset = OnMissingOffset::Earliest;
+        /// Whether to continue at the oldest record where the committed offset has expired. false: end with an error
+        /// that says how many records are gone. `run --accept-gap` sets it for one run. An offset beyond the end (the
+        /// topic was recreated or truncated) is rejected either way: what is stored would count as newer than what
+        /// comes.
+        accept_gap: bool = false;
+        /// How long a broker has to respond at the start, in milliseconds. Later the worker waits for brokers as long
+        /// as it takes.
+        connect_timeout_ms: u64 = 15_000, in 100..=300_000;
+        /// How long the group waits for a worker that fell silent before others take its partitions over, in
+        /// milliseconds (a broker has bounds of its own). With 10000 a killed worker's partitions are worked on again
+        /// within 15 seconds.
+        session_timeout_ms: u64 = 10_000, in MIN_SESSION_TIMEOUT_MS..=MAX_SESSION_TIMEOUT_MS;
+        /// How long the group waits for a worker that lives but does not poll, in milliseconds; at least
+        /// session_timeout_ms and revoke_drain_ms, at most a day. The poll thread never waits for the model or the
+        /// store, so this concerns frozen processes only.
+        max_poll_interval_ms: u64 = 300_000;
+        /// How long a partition that moves to another worker may finish what is in flight before it is let go, in
+        /// milliseconds. What is not finished by then is done again by its next owner.
+        revoke_drain_ms: u64 = 10_000, in 0..=600_000;
+        /// How often offsets are committed while running, in milliseconds.
+        commit_interval_ms: u64 = 1_000, in 10..=600_000;
+        /// Records that may wait between the poll thread and the pipeline. Beyond it fetching is paused.
+        queue_records: usize = 8_192, in 8..=1 << 20;
+        /// Bytes that may wait between the poll thread and the pipeline. Beyond it fetching is paused. The client
+        /// reads a quarter of it ahead (its property queued.max.messages.kbytes) and asks each broker for a quarter of
+        /// that at a time (fetch.max.bytes); both may be set among the properties.
+        queue_bytes: usize = 16 << 20, in 64 << 10..=1 << 31;
+        /// Topic for records that cannot be processed. Dead letters are sent with the present time; the record's own
+        /// stands in a header. The topic needs cleanup.policy=delete and a retention that leaves time to look at them;
+        /// `doctor` checks it. Where it does not exist and the broker does not create it within ten seconds, the
+        /// worker does not start.
+        dead_letter_topic: String = "documents.dead-letters".to_owned();
+        /// Further properties for librdkafka, by its own names, for security above all:
+        /// - "security.protocol" = "SASL_SSL"
+        /// - "sasl.mechanism" = "SCRAM-SHA-512"
+        /// - "sasl.username" = "worker"
+        /// - "sasl.password.file" = "/run/secrets/kafka-password"
+        ///
+        /// A secret is best kept in a file: the key with `.file` behind it names one (sasl.password, ssl.key.password,
+        /// ssl.key.pem, ssl.keystore.password, sasl.oauthbearer.client.secret). In the environment `_` stands for `.`:
+        /// TCBERT__KAFKA__PROPERTIES__SASL_PASSWORD. Those that concern the connection hold for dead letters as well.
+        /// Properties that guarantees rest on (enable.auto.commit, auto.offset.reset, acks and the like) are rejected.
+        properties: Properties = Properties::default();
     }
 }
 
 impl KafkaSettings {
-    /// Notes values outside what their keys allow; keys are given below the section.
-    pub fn validate(&self, violations: &mut Vec<Violation>) {
-        self.validate_names(violations);
-        check_range(
-            violations,
-            "connect_timeout_ms",
-            self.connect_timeout_ms,
-            100,
-            300_000,
-        );
-        check_range(
-            violations,
-            "session_timeout_ms",
-            self.session_timeout_ms,
-            MIN_SESSION_TIMEOUT_MS,
-            MAX_SESSION_TIMEOUT_MS,
-        );
+    /// Values outside what their keys allow; keys are given below the section.
+    pub fn violations(&self) -> Vec<Violation> {
+        let mut violations = self.out_of_range();
+        self.validate_names(&mut violations);
         // librdkafka wants it so; the drain must end before the group gives the member up.
         let slowest = self.session_timeout_ms.max(self.revoke_drain_ms);
-        check_range(
-            violations,
+        let range = slowest.min(DAY_MS)..=DAY_MS;
+        violations.extend(check_range(
             "max_poll_interval_ms",
-            self.max_poll_interval_ms,
-            slowest.min(DAY_MS),
-            DAY_MS,
-        );
-        check_range(
-            violations,
-            "revoke_drain_ms",
-            self.revoke_drain_ms,
-            0,
-            600_000,
-        );
-        check_range(
-            violations,
-            "commit_interval_ms",
-            self.commit_interval_ms,
-            10,
-            600_000,
-        );
-        check_range(violations, "queue_records", self.queue_records, 8, 1 << 20);
-        check_range(
-            violations,
-            "queue_bytes",
-            self.queue_bytes,
-            64 * 1024,
-            1 << 31,
-        );
-        self.properties.validate("properties", violations);
+            &self.max_poll_interval_ms,
+            &range,
+        ));
+        self.properties.validate("properties", &mut violations);
+        violations
     }
 
     fn validate_names(&self, violations: &mut Vec<Violation>) {
@@ -190,10 +160,7 @@ impl KafkaSettings {
 
     /// The static member's name, where static membership is on.
     pub fn instance(&self) -> Option<&str> {
-        self.group_instance_id
-            .as_deref()
-            .map(str::trim)
-            .filter(|instance| !instance.is_empty())
+        Some(self.group_instance_id.trim()).filter(|instance| !instance.is_empty())
     }
 
     /// [`KafkaSettings::revoke_drain_ms`] as a duration.
@@ -335,9 +302,7 @@ mod tests {
 
     fn keys_at_fault(text: &str) -> Vec<String> {
         let settings: KafkaSettings = toml::from_str(text).unwrap();
-        let mut violations = Vec::new();
-        settings.validate(&mut violations);
-        violations.into_iter().map(|v| v.key).collect()
+        settings.violations().into_iter().map(|v| v.key).collect()
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod graph;
 mod prepared;
 mod providers;
 mod roots;
+
 mod runtime;
 mod session;
 mod settings;
@@ -20,6 +21,7 @@ mod verification;
 
 pub use bundle::{Bundle, BundleError, Manifest, Precision};
 pub use device::{Device, DeviceError};
+pub(crate) use roots::search_roots;
 pub use runtime::RuntimeError;
 pub use session::OnnxModel;
 pub use settings::{Fallback, ModelSettings};

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 /// Folders below which a path of the repository may lie: the current one, then those above the program.
-pub(super) fn search_roots() -> Vec<PathBuf> {
+pub(crate) fn search_roots() -> Vec<PathBuf> {
     let current = env::current_dir().ok();
     let program = env::current_exe().ok();
     let above = program.iter().flat_map(|path| path.ancestors().skip(1));

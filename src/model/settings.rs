@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::bundle::{Bundle, BundleError};
 use super::device::{Device, DeviceError};
 use super::roots::search_roots;
-use crate::bounds::{Violation, check_range};
+use crate::keys::{Declared, Violation, section};
 
 /// The bundle that comes with the repository.
 const DEFAULT_BUNDLE: &str = "models/compact";
@@ -25,7 +25,7 @@ const GPU_SESSIONS: usize = 2;
 const MAX_GPU_MEMORY_MIB: usize = 1 << 20;
 
 /// What to do where the device does not work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fallback {
     /// End with an error.
@@ -35,71 +35,57 @@ pub enum Fallback {
     Cpu,
 }
 
-/// The section `model`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSettings {
-    /// Folder of the model bundle.
-    pub bundle: String,
-    /// `cpu`, `cuda:N` or `tensorrt:N`.
-    pub device: String,
-    /// What to do where the device does not work.
-    pub fallback: Fallback,
-    /// The ONNX Runtime library, a file or the folder that holds it; empty: it is looked for.
-    pub runtime_library: String,
-    /// Passes that run at once; 0: as many as the cores can hold, two on a GPU.
-    pub sessions: usize,
-    /// Threads of one pass; 0: the cores divided among the sessions, which for a large graph are few.
-    pub threads: usize,
-    /// Whether idle threads of a pass wait in a busy loop.
-    pub spin: bool,
-    /// Whether a session keeps the memory of a pass for the next.
-    pub arena: bool,
-    /// Folder for weights in the processor's form; empty: every session prepares its own.
-    pub prepared_weights: String,
-    /// GPU memory that a session may take, in MiB; 0: as much as there is.
-    pub gpu_memory_limit_mib: usize,
-    /// Folder for the engines that TensorRT builds; empty: built at every start.
-    pub tensorrt_cache: String,
-}
-
-impl Default for ModelSettings {
-    fn default() -> Self {
-        Self {
-            bundle: DEFAULT_BUNDLE.to_owned(),
-            device: Device::Cpu.to_string(),
-            fallback: Fallback::None,
-            runtime_library: String::new(),
-            sessions: 0,
-            threads: 0,
-            spin: false,
-            arena: true,
-            prepared_weights: String::new(),
-            gpu_memory_limit_mib: 0,
-            tensorrt_cache: String::new(),
-        }
+section! {
+    /// The model and what it runs on.
+    #[derive(Eq)]
+    pub struct ModelSettings in "model" {
+        /// Folder of the model bundle (bundle.toml, model.onnx, tokenizer.json), as `make model` writes it. A relative
+        /// path starts at the current folder; the default one is looked for above the program as well.
+        bundle: String = DEFAULT_BUNDLE.to_owned();
+        /// What the model runs on: "cpu", "cuda:N" or "tensorrt:N" with N the number of the GPU, from 0 to 255. A
+        /// device that does not work is an error.
+        device: String = Device::Cpu.to_string();
+        /// What to do where the device does not work: "none" ends with the error, "cpu" says so and continues with the
+        /// CPU.
+        fallback: Fallback = Fallback::None;
+        /// The ONNX Runtime library, a file or the folder that holds it; one that is named and missing is an error.
+        /// Empty: the environment's ORT_DYLIB_PATH, then what `make setup` fetched into .deps/.
+        runtime_library: String = String::new();
+        /// Passes that run at once, each with its own session and copy of the weights. 0: as many as the cores can
+        /// hold, for models of 256 MiB or more with up to 4 threads each; two on a GPU, which then computes one while
+        /// the predictions of the other are scored. With a large model as many sessions as cores are faster, by a few
+        /// percent on a quiet machine, where there is memory for all their copies or `prepared_weights` shares them.
+        sessions: usize = 0, in 0..=MAX_THREADS;
+        /// Threads of one pass. 0: the cores divided among the sessions; one on a GPU.
+        threads: usize = 0, in 0..=MAX_THREADS;
+        /// Whether idle threads of a pass wait in a busy loop. It saves some microseconds a pass and costs whole cores
+        /// while there is nothing to do; of no use with one thread.
+        spin: bool = false;
+        /// Whether a session keeps the memory of one pass for the next. Faster; without it memory goes back to the
+        /// system.
+        arena: bool = true;
+        /// Folder in which weights are kept in the form that this CPU multiplies with; made at the first start and
+        /// whenever bundle, ONNX Runtime or CPU change, of twice the size of the weights; may be emptied while no
+        /// worker starts. All sessions and workers of a machine then share one copy in memory, so that a large model,
+        /// too, gets a session for each core. Empty: every session prepares its own. Not for a GPU.
+        prepared_weights: String = String::new();
+        /// GPU memory that a session may take, in MiB. 0: as much as there is.
+        gpu_memory_limit_mib: usize = 0, in 0..=MAX_GPU_MEMORY_MIB;
+        /// Folder for the engines that TensorRT builds. Empty: they are built at every start, which takes minutes.
+        tensorrt_cache: String = String::new();
     }
 }
 
 impl ModelSettings {
     /// Values outside what their keys allow; keys are given below the section.
     pub fn violations(&self) -> Vec<Violation> {
-        let mut violations = Vec::new();
+        let mut violations = self.out_of_range();
         if self.bundle.trim().is_empty() {
             violations.push(Violation::new("bundle", "", "a folder"));
         }
         if Device::parse(&self.device).is_none() {
             violations.push(Violation::new("device", &self.device, Device::ALLOWED));
         }
-        check_range(&mut violations, "sessions", self.sessions, 0, MAX_THREADS);
-        check_range(&mut violations, "threads", self.threads, 0, MAX_THREADS);
-        check_range(
-            &mut violations,
-            "gpu_memory_limit_mib",
-            self.gpu_memory_limit_mib,
-            0,
-            MAX_GPU_MEMORY_MIB,
-        );
         violations
     }
 
@@ -197,20 +183,6 @@ mod tests {
     }
 
     #[test]
-    fn the_commented_part_holds_every_key_with_its_default() {
-        #[derive(Deserialize)]
-        struct Part {
-            model: toml::Table,
-        }
-        let text = include_str!("../../config/default.toml");
-        let part: Part = toml::from_str(text).unwrap();
-        let keys = part.model.len();
-        let settings: ModelSettings = part.model.try_into().unwrap();
-        assert_eq!(settings, ModelSettings::default());
-        assert_eq!(keys, 11, "a key is missing in config/default.toml");
-    }
-
-    #[test]
     fn wrong_values_are_named() {
         let settings = read(
             "device = \"gpu\"\nsessions = 2000\nthreads = 1025\nbundle = \" \"\ngpu_memory_limit_mib = 2000000",
@@ -224,11 +196,11 @@ mod tests {
         assert_eq!(
             keys,
             [
-                "bundle",
-                "device",
                 "sessions",
                 "threads",
-                "gpu_memory_limit_mib"
+                "gpu_memory_limit_mib",
+                "bundle",
+                "device"
             ]
         );
         assert!(ModelSettings::default().violations().is_empty());

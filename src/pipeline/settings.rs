@@ -1,84 +1,36 @@
-//! Bounds of the whole.
+//! The section `pipeline` of the configuration.
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use crate::keys::section;
 
-use crate::bounds::{Violation, check_range};
-
-/// The section `pipeline`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PipelineSettings {
-    /// Records delivered and not yet durable, at most.
-    pub max_in_flight_records: usize,
-    /// Bytes of those records, at most; a larger single record passes alone.
-    pub max_in_flight_bytes: usize,
-    /// Records above the watermark, finished ones included, at most.
-    pub max_uncommitted_records: usize,
-    /// Threads that decode and tokenise.
-    pub prepare_threads: usize,
-    /// Texts whose answers are kept for when they come again; 0 for none.
-    pub repeated_texts: usize,
-    /// How long an incomplete write waits for company, counted from the write before, at least (see `Pace`); `None`
-    /// for what the store likes.
-    pub write_linger_ms: Option<u64>,
-    /// How long a shutdown waits for what is in flight.
-    pub drain_ms: u64,
-}
-
-impl Default for PipelineSettings {
-    fn default() -> Self {
-        Self {
-            max_in_flight_records: 8192,
-            max_in_flight_bytes: 64 * 1024 * 1024,
-            max_uncommitted_records: 200_000,
-            prepare_threads: 1,
-            repeated_texts: 4096,
-            write_linger_ms: None,
-            drain_ms: 20_000,
-        }
+section! {
+    /// Bounds of the whole: what is in flight between the source and the store.
+    pub struct PipelineSettings in "pipeline" {
+        /// Records delivered and not yet durable, at most. When it is reached consumption pauses.
+        max_in_flight_records: usize = 8192, in 1..=1_000_000;
+        /// Bytes of those records, at most; a larger single record passes alone.
+        max_in_flight_bytes: usize = 64 << 20, in 1 << 20..=16 << 30;
+        /// Records above the lowest one that is not durable yet, finished ones included, at most: what has to be
+        /// processed again after a kill.
+        max_uncommitted_records: usize = 200_000, in 1..=10_000_000;
+        /// Threads that decode and tokenise.
+        prepare_threads: usize = 1, in 1..=64;
+        /// Texts whose predictions are kept, so that the same text under another id needs no model; about 2 KB each
+        /// with vectors of 256 numbers. 0 keeps none.
+        repeated_texts: usize = 4096, in 0..=1_000_000;
+        /// Milliseconds that an incomplete write waits for company, counted from the write before: a document that
+        /// comes after a pause is written at once. Where documents queue for the model it waits longer, half as long
+        /// as its first one has been in flight, at most five times this. Left out: 200 for the embedded store, where
+        /// a write costs dozens of synchronised files however few its points, 20 for a server.
+        write_linger_ms: Option<u64> = None, example 200, in 0..=1000;
+        /// Milliseconds that a shutdown waits for what is in flight; what is not done by then is delivered again at
+        /// the next start.
+        drain_ms: u64 = 20_000, in 0..=600_000;
     }
 }
 
 impl PipelineSettings {
-    /// Notes values that are out of bounds.
-    pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(
-            violations,
-            "max_in_flight_records",
-            self.max_in_flight_records,
-            1,
-            1_000_000,
-        );
-        check_range(
-            violations,
-            "max_in_flight_bytes",
-            self.max_in_flight_bytes,
-            1024 * 1024,
-            16 << 30,
-        );
-        check_range(
-            violations,
-            "max_uncommitted_records",
-            self.max_uncommitted_records,
-            1,
-            10_000_000,
-        );
-        check_range(
-            violations,
-            "repeated_texts",
-            self.repeated_texts,
-            0,
-            1_000_000,
-        );
-        check_range(violations, "prepare_threads", self.prepare_threads, 1, 64);
-        if let Some(linger_ms) = self.write_linger_ms {
-            check_range(violations, "write_linger_ms", linger_ms, 0, 1000);
-        }
-        check_range(violations, "drain_ms", self.drain_ms, 0, 600_000);
-    }
-
     pub(super) fn drain(&self) -> Duration {
         Duration::from_millis(self.drain_ms)
     }

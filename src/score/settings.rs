@@ -3,9 +3,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-
-use crate::bounds::{Violation, check_range};
+use crate::keys::{Declared, Violation, section};
 use crate::taxonomy::{MAX_LABELS, Taxonomy, TaxonomyError};
 
 /// Highest number of a prompt.
@@ -15,65 +13,42 @@ const MIN_TOKENS: usize = 32;
 /// More tokens than any model of the families reads.
 const MAX_TOKENS: usize = 8192;
 
-/// The section `tagging`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TaggingSettings {
-    /// Name or file of the taxonomy.
-    pub taxonomy: String,
-    /// Folder of further taxonomies; empty: those built in.
-    pub taxonomies_dir: String,
-    /// Which of the taxonomy's prompts, from 0.
-    pub prompt: usize,
-    /// How many labels a result names; 0: all.
-    pub top_k: usize,
-    /// Least probability of a label that a result names beside its topic.
-    pub topics_threshold: f64,
-    /// Below this probability the topic is `other`, instead of what the taxonomy says.
-    pub threshold: Option<f64>,
-    /// Divides the scores, instead of what the taxonomy says.
-    pub temperature: Option<f64>,
-    /// Whether labels are calibrated on an empty document, instead of what the taxonomy says.
-    pub calibration: Option<bool>,
-    /// Tokens of a row, prompt included; 0: what the model takes.
-    pub max_tokens: usize,
-    /// A whitening file for the embeddings; empty: none.
-    pub whitening: String,
-}
-
-impl Default for TaggingSettings {
-    fn default() -> Self {
-        Self {
-            taxonomy: "news".to_owned(),
-            taxonomies_dir: String::new(),
-            prompt: 0,
-            top_k: 3,
-            topics_threshold: 0.0,
-            threshold: None,
-            temperature: None,
-            calibration: None,
-            max_tokens: 0,
-            whitening: String::new(),
-        }
+section! {
+    /// Which topics documents get, and what becomes of their embedding.
+    pub struct TaggingSettings in "tagging" {
+        /// The taxonomy: news, tnews, csldcp, iflytek, thucnews, one of taxonomies_dir, or a file (a path that ends
+        /// with .toml).
+        taxonomy: String = "news".to_owned();
+        /// Folder of further taxonomies; taxonomy = "mine" is looked for in it as mine.toml. "": only those built in.
+        taxonomies_dir: String = String::new();
+        /// Which of the taxonomy's prompts is used, counted from 0. Another prompt gives other embeddings.
+        prompt: usize = 0, in 0..=MAX_PROMPT;
+        /// How many labels a result names, best first; 0 names all.
+        top_k: usize = 3, in 0..=MAX_LABELS;
+        /// A label must be so probable to be named among a result's topics. 0 names the best top_k whatever they are.
+        topics_threshold: f64 = 0.0, in 0.0..=1.0;
+        /// Below this probability the topic is "other" (0: never). Left out: what the taxonomy says.
+        threshold: Option<f64> = None, example 0.0, in 0.0..=1.0;
+        /// Divides the scores before they become probabilities; above 1 makes them more even. Left out: what the
+        /// taxonomy says.
+        temperature: Option<f64> = None, example 1.0, in 0.001..=1000.0;
+        /// Whether a label's score on an empty document is subtracted from its score. Left out: what the taxonomy
+        /// says.
+        calibration: Option<bool> = None, example false;
+        /// Tokens of a row, prompt included; longer texts are cut at the end and marked. 32 to 8192; 0: what the model
+        /// takes.
+        max_tokens: usize = 0;
+        /// Whitening file made by `whiten fit`, applied to every embedding. "": none.
+        whitening: String = String::new();
     }
 }
 
 impl TaggingSettings {
     /// Values outside what their keys allow; keys are given below the section.
     pub fn violations(&self) -> Vec<Violation> {
-        let mut violations = Vec::new();
+        let mut violations = self.out_of_range();
         if self.taxonomy.trim().is_empty() {
             violations.push(Violation::new("taxonomy", "", "a name or a file"));
-        }
-        check_range(&mut violations, "prompt", self.prompt, 0, MAX_PROMPT);
-        check_range(&mut violations, "top_k", self.top_k, 0, MAX_LABELS);
-        let least = self.topics_threshold;
-        check_range(&mut violations, "topics_threshold", least, 0.0, 1.0);
-        if let Some(threshold) = self.threshold {
-            check_range(&mut violations, "threshold", threshold, 0.0, 1.0);
-        }
-        if let Some(temperature) = self.temperature {
-            check_range(&mut violations, "temperature", temperature, 0.001, 1000.0);
         }
         if self.max_tokens != 0 && !(MIN_TOKENS..=MAX_TOKENS).contains(&self.max_tokens) {
             violations.push(Violation::new(
@@ -120,12 +95,12 @@ mod tests {
         assert_eq!(
             keys,
             [
-                "taxonomy",
                 "prompt",
                 "top_k",
                 "topics_threshold",
                 "threshold",
                 "temperature",
+                "taxonomy",
                 "max_tokens"
             ]
         );

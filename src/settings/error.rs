@@ -25,6 +25,17 @@ pub enum SettingsError {
         /// The file.
         file: PathBuf,
     },
+    /// `TCBERT_ENV` names no file.
+    #[error(
+        "the environment variable TCBERT_ENV is {name:?}, but there is no config/{name}.toml{}",
+        if found.is_empty() { String::new() } else { format!("; there are {}", found.join(", ")) }
+    )]
+    UnknownEnvironment {
+        /// What it names.
+        name: String,
+        /// Names that there are files for.
+        found: Vec<String>,
+    },
     /// A file that is no TOML.
     #[error("{origin} cannot be read: {reason}")]
     Unreadable {
@@ -37,7 +48,7 @@ pub enum SettingsError {
     #[error(
         "there is no setting `{key}` (from {origin}){}",
         match nearest {
-            Some(nearest) => format!("; did you mean `{nearest}`?"),
+            Some(nearest) => format!("; did you mean {nearest}?"),
             None => "; config/default.toml lists all of them".to_owned(),
         }
     )]
@@ -46,7 +57,7 @@ pub enum SettingsError {
         key: String,
         /// File or environment variable.
         origin: String,
-        /// The key that was probably meant.
+        /// The key that was probably meant, as the user would write it.
         nearest: Option<String>,
     },
     /// A value of another type.
@@ -61,7 +72,18 @@ pub enum SettingsError {
         /// What was expected.
         reason: String,
     },
-    /// Values out of bounds, all of them.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    OutOfBounds(Vec<OutOfBounds>),
+    /// A value out of bounds.
+    #[error(transparent)]
+    OutOfBounds(#[from] OutOfBounds),
+}
+
+/// Everything that is wrong with the settings, a line each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct SettingsErrors(pub Vec<SettingsError>);
+
+impl From<SettingsError> for SettingsErrors {
+    fn from(error: SettingsError) -> Self {
+        Self(vec![error])
+    }
 }

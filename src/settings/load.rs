@@ -1,27 +1,38 @@
-//! Where settings come from: the built-in `config/default.toml`, the file of an environment, the file
-//! of the command line, then environment variables; the later wins.
+//! Where settings come from: the file of an environment, the file of the command line, then environment variables;
+//! the later wins, and what none of them names has its default.
 //!
 //! Owns the merged tree and the origin of each value; must not know what a section means.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::DeserializeOwned;
 
 use super::error::SettingsError;
-use super::origin::{OF_VARIABLE, origin_of};
+use super::origin::{OF_VARIABLE, PREFIX, origin_of};
 use super::secret::{is_secret, shown};
-use super::shape::{OPEN_TABLES, Shape};
-
-/// Every key with its documentation and its default.
-pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
-
-/// What environment variables begin with; `TCBERT__KAFKA__TOPIC` is `kafka.topic`.
-const PREFIX: &str = "TCBERT__";
+use super::shape::OPEN_TABLES;
+use crate::keys::Declared;
+use crate::model::search_roots;
 
 /// Names the environment whose file (`config/NAME.toml`) is read between defaults and `--config`.
 const ENVIRONMENT_VARIABLE: &str = "TCBERT_ENV";
+/// What variables of ours begin with.
+const OURS: &str = "TCBERT_";
+/// How those of the tests and tools begin, which are no settings.
+const OF_TOOLS: [&str; 10] = [
+    "TCBERT_DATA",
+    "TCBERT_FUZZ_",
+    "TCBERT_KAFKA_CACHE",
+    "TCBERT_KAFKA_HEAP_MB",
+    "TCBERT_KAFKA_OPTIONS",
+    "TCBERT_SKIP_PREREQUISITES",
+    "TCBERT_SOAK",
+    "TCBERT_TEST_",
+    "TCBERT_UPDATE",
+    "TCBERT_WORKER_BIN",
+];
 
 /// Where to look for settings.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +41,8 @@ pub struct Origins {
     pub file: Option<PathBuf>,
     /// Environment variables.
     pub variables: Vec<(String, String)>,
+    /// Names of variables that look like ours and are none.
+    pub strangers: Vec<String>,
 }
 
 impl Origins {
@@ -41,8 +54,20 @@ impl Origins {
         Ok(Self {
             file,
             variables: variables(std::env::vars_os())?,
+            strangers: std::env::vars_os()
+                .filter_map(|(name, _)| stranger(&name))
+                .collect(),
         })
     }
+}
+
+/// A name that looks like one of ours and is none: a slip in what begins it would leave the default in force.
+fn stranger(name: &OsStr) -> Option<String> {
+    let name = name.to_str()?;
+    let is_known = name.starts_with(PREFIX)
+        || name == ENVIRONMENT_VARIABLE
+        || OF_TOOLS.iter().any(|known| name.starts_with(known));
+    (name.starts_with(OURS) && !is_known).then(|| name.to_owned())
 }
 
 /// Those of the variables that concern us. One that cannot be read is refused: dropped in silence, the
@@ -69,11 +94,10 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Reads and merges all origins and refuses keys that do not exist.
+    /// Reads and merges all origins.
     pub(super) fn load(origins: &Origins) -> Result<Self, SettingsError> {
-        let mut builder =
-            Config::builder().add_source(File::from_str(DEFAULT_TOML, FileFormat::Toml));
-        for path in files(origins) {
+        let mut builder = Config::builder();
+        for path in files(origins)? {
             builder = builder.add_source(Given::read(&path)?);
         }
         let merged = builder
@@ -82,12 +106,22 @@ impl Tree {
             .map_err(describe)?;
         let mut root = merged.cache;
         flatten_open_tables(&mut root);
-        Shape::read(DEFAULT_TOML).check(&root)?;
         Ok(Self { root })
     }
 
-    /// One section as its stage's own type.
-    pub(super) fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T, SettingsError> {
+    /// Everything that was given.
+    pub(super) fn root(&self) -> &Value {
+        &self.root
+    }
+
+    /// What was given for `section.key`; the key may lead into a table below the section.
+    pub(super) fn value(&self, section: &str, key: &str) -> Option<&Value> {
+        lookup(lookup(&self.root, section)?, key)
+    }
+
+    /// One section as its stage's own type. Where it cannot be read, that is added to `faults`.
+    pub(super) fn section_or_default<T: Declared>(&self, faults: &mut Vec<SettingsError>) -> T {
+        let name = T::NAME;
         let table = match &self.root.kind {
             ValueKind::Table(table) => table.get(name).cloned(),
             _ => None,
@@ -95,15 +129,15 @@ impl Tree {
         let value = table.unwrap_or_else(|| Value::from(Map::<String, Value>::new()));
         // Deserialising one key at a time would name the key in every error; the library names it in
         // most, and `locate` finds it for the rest.
-        value
-            .clone()
-            .try_deserialize()
-            .map_err(|error| locate::<T>(name, &value, &error))
+        value.clone().try_deserialize().unwrap_or_else(|error| {
+            faults.push(locate::<T>(name, &value, &error));
+            T::default()
+        })
     }
 
     /// Where the value of `section.key` came from; the key may lead into a table below the section.
     pub(super) fn origin(&self, section: &str, key: &str) -> String {
-        origin_of(lookup(&self.root, section).and_then(|table| lookup(table, key)))
+        origin_of(self.value(section, key))
     }
 }
 
@@ -119,16 +153,44 @@ fn lookup<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
 }
 
 /// The files to read, in order.
-fn files(origins: &Origins) -> Vec<PathBuf> {
+fn files(origins: &Origins) -> Result<Vec<PathBuf>, SettingsError> {
     let environment = origins
         .variables
         .iter()
         .find(|(name, value)| name == ENVIRONMENT_VARIABLE && !value.is_empty())
-        .map(|(_, name)| Path::new("config").join(format!("{name}.toml")));
-    environment
+        .map(|(_, name)| file_of_environment(name))
+        .transpose()?;
+    Ok(environment
         .into_iter()
         .chain(origins.file.clone())
-        .collect()
+        .collect())
+}
+
+/// `config/NAME.toml` of the current folder, or above the program.
+fn file_of_environment(name: &str) -> Result<PathBuf, SettingsError> {
+    let folders = std::iter::once(PathBuf::new()).chain(search_roots());
+    let folders: Vec<PathBuf> = folders.map(|root| root.join("config")).collect();
+    let mut files = folders
+        .iter()
+        .map(|folder| folder.join(format!("{name}.toml")));
+    if let Some(file) = files.find(|file| file.is_file()) {
+        return Ok(file);
+    }
+    let entries = folders.iter().find_map(|folder| folder.read_dir().ok());
+    let stems = entries.into_iter().flatten().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let is_toml = path
+            .extension()
+            .is_some_and(|extension| extension == "toml");
+        let stem = path.file_stem()?.to_str()?.to_owned();
+        (is_toml && stem != "default").then_some(stem)
+    });
+    let mut found: Vec<String> = stems.collect();
+    found.sort();
+    Err(SettingsError::UnknownEnvironment {
+        name: name.to_owned(),
+        found,
+    })
 }
 
 /// A file whose values name it as the user did; the library would name it relative to the current
@@ -368,6 +430,20 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+
+    #[test]
+    fn variables_that_look_like_ours_and_are_none_are_named() {
+        for (name, expected) in [
+            ("TCBERT_KAFKA__TOPIC", true),
+            ("TCBERT__KAFKA__TOPIC", false),
+            ("TCBERT_ENV", false),
+            ("TCBERT_TEST_QDRANT_URL", false),
+            ("TCBERT_SOAK", false),
+            ("TCBERTX", false),
+        ] {
+            assert_eq!(stranger(OsStr::new(name)).is_some(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_variable_that_is_no_text_is_named() {

@@ -2,32 +2,38 @@
 //!
 //! Settings are read once, at the edge; stages get built values. The only place that names `config`.
 
+mod document;
+mod effective;
 mod error;
 mod load;
 mod origin;
 mod secret;
 mod shape;
 
-pub use error::{OutOfBounds, SettingsError};
-pub use load::{DEFAULT_TOML, Origins};
+pub use document::{configuration_page, default_toml};
+pub use effective::{Effective, effective};
+pub use error::{OutOfBounds, SettingsError, SettingsErrors};
+pub use load::Origins;
 
 use crate::batch::BatchSettings;
-use crate::bounds::Violation;
-use crate::decode::DecodeSettings;
+use crate::decode::{DecodeSettings, FieldPointers};
 use crate::kafka::{DeadLetterSettings, KafkaSettings};
+use crate::keys::{Declared, Section, Violation};
 use crate::model::ModelSettings;
 use crate::pipeline::PipelineSettings;
 use crate::score::TaggingSettings;
 use crate::source::files::BackfillSettings;
 use crate::store::StoreSettings;
 use crate::telemetry::{AdminSettings, LogSettings};
+use load::Tree;
+use shape::Shape;
 
 /// Everything that can be configured; each field is a section of `config/default.toml`.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Broker, topics, group.
     pub kafka: KafkaSettings,
-    /// Where refused records go.
+    /// How dead letters are sent.
     pub dead_letter: DeadLetterSettings,
     /// How records become documents.
     pub decode: DecodeSettings,
@@ -53,77 +59,90 @@ impl Settings {
     /// Reads all origins, checks names, types and bounds.
     ///
     /// # Errors
-    /// The first key that does not exist or cannot be read, or all values that are out of bounds;
-    /// each with the key, the value, where it came from and what is allowed.
-    pub fn load(origins: &Origins) -> Result<Self, SettingsError> {
-        let tree = load::Tree::load(origins)?;
+    /// A file that cannot be read, or all that is wrong: keys that do not exist and values of another type, else
+    /// values that cannot be read or are out of bounds; each with the key, the value, where it came from and what is allowed.
+    pub fn load(origins: &Origins) -> Result<Self, SettingsErrors> {
+        Self::of(&Tree::load(origins)?)
+    }
+
+    fn of(tree: &Tree) -> Result<Self, SettingsErrors> {
+        let faults = Shape::of(&Self::sections()).faults(tree.root());
+        if !faults.is_empty() {
+            return Err(SettingsErrors(faults));
+        }
+        let mut faults = Vec::new();
         let mut settings = Self {
-            kafka: tree.section("kafka")?,
-            dead_letter: tree.section("dead_letter")?,
-            decode: tree.section("decode")?,
-            tagging: tree.section("tagging")?,
-            batch: tree.section("batch")?,
-            model: tree.section("model")?,
-            store: tree.section("store")?,
-            pipeline: tree.section("pipeline")?,
-            backfill: tree.section("backfill")?,
-            admin: tree.section("admin")?,
-            log: tree.section("log")?,
+            kafka: tree.section_or_default(&mut faults),
+            dead_letter: tree.section_or_default(&mut faults),
+            decode: tree.section_or_default(&mut faults),
+            tagging: tree.section_or_default(&mut faults),
+            batch: tree.section_or_default(&mut faults),
+            model: tree.section_or_default(&mut faults),
+            store: tree.section_or_default(&mut faults),
+            pipeline: tree.section_or_default(&mut faults),
+            backfill: tree.section_or_default(&mut faults),
+            admin: tree.section_or_default(&mut faults),
+            log: tree.section_or_default(&mut faults),
         };
-        settings.check(&tree)?;
+        faults.extend(settings.out_of_bounds(tree));
+        if !faults.is_empty() {
+            return Err(SettingsErrors(faults));
+        }
         settings.batch.resolve(settings.model.on_gpu());
         Ok(settings)
     }
 
-    fn check(&self, tree: &load::Tree) -> Result<(), SettingsError> {
-        let mut out_of_bounds = Vec::new();
-        let mut gather = |section: &str, violations: Vec<Violation>| {
-            out_of_bounds.extend(violations.into_iter().map(|violation| OutOfBounds {
-                origin: tree.origin(section, &violation.key),
-                key: format!("{section}.{}", violation.key),
-                value: if secret::is_secret(&violation.key) {
-                    "(secret)".to_owned()
-                } else {
-                    violation.value
-                },
-                allowed: violation.allowed,
-            }));
-        };
-        gather("kafka", noted(|violations| self.kafka.validate(violations)));
-        gather(
-            "decode",
-            noted(|violations| self.decode.validate(violations)),
-        );
-        gather(
-            "dead_letter",
-            noted(|violations| self.dead_letter.validate(violations)),
-        );
-        gather("tagging", self.tagging.violations());
-        gather("batch", self.batch.violations());
-        gather("model", self.model.violations());
-        gather("store", noted(|violations| self.store.validate(violations)));
-        gather(
-            "pipeline",
-            noted(|violations| self.pipeline.validate(violations)),
-        );
-        gather(
-            "backfill",
-            noted(|violations| self.backfill.validate(violations)),
-        );
-        gather("admin", self.admin.violations());
-        gather("log", self.log.violations());
-        if out_of_bounds.is_empty() {
-            Ok(())
-        } else {
-            Err(SettingsError::OutOfBounds(out_of_bounds))
-        }
+    /// All sections, in the order in which they are documented.
+    pub fn sections() -> Vec<Section> {
+        vec![
+            KafkaSettings::section(),
+            DeadLetterSettings::section(),
+            DecodeSettings::section(),
+            FieldPointers::section(),
+            TaggingSettings::section(),
+            BatchSettings::section(),
+            ModelSettings::section(),
+            StoreSettings::section(),
+            PipelineSettings::section(),
+            BackfillSettings::section(),
+            LogSettings::section(),
+            AdminSettings::section(),
+        ]
+    }
+
+    fn out_of_bounds(&self, tree: &Tree) -> Vec<SettingsError> {
+        let violations: [(&str, Vec<Violation>); 11] = [
+            (KafkaSettings::NAME, self.kafka.violations()),
+            (DeadLetterSettings::NAME, self.dead_letter.violations()),
+            (DecodeSettings::NAME, self.decode.violations()),
+            (TaggingSettings::NAME, self.tagging.violations()),
+            (BatchSettings::NAME, self.batch.out_of_range()),
+            (ModelSettings::NAME, self.model.violations()),
+            (StoreSettings::NAME, self.store.violations()),
+            (PipelineSettings::NAME, self.pipeline.out_of_range()),
+            (BackfillSettings::NAME, self.backfill.violations()),
+            (AdminSettings::NAME, self.admin.violations()),
+            (LogSettings::NAME, self.log.violations()),
+        ];
+        let found = violations.into_iter().flat_map(|(section, violations)| {
+            let violations = violations.into_iter();
+            violations.map(move |violation| out_of_bounds(section, violation, tree).into())
+        });
+        found.collect()
     }
 }
 
-fn noted(check: impl FnOnce(&mut Vec<Violation>)) -> Vec<Violation> {
-    let mut violations = Vec::new();
-    check(&mut violations);
-    violations
+fn out_of_bounds(section: &str, violation: Violation, tree: &Tree) -> OutOfBounds {
+    OutOfBounds {
+        origin: tree.origin(section, &violation.key),
+        key: format!("{section}.{}", violation.key),
+        value: if secret::is_secret(&violation.key) {
+            "(secret)".to_owned()
+        } else {
+            violation.value
+        },
+        allowed: violation.allowed,
+    }
 }
 
 #[cfg(test)]

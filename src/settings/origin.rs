@@ -2,6 +2,8 @@
 
 use config::{Value, ValueKind};
 
+/// What environment variables begin with; `TCBERT__KAFKA__TOPIC` is `kafka.topic`.
+pub(super) const PREFIX: &str = "TCBERT__";
 /// How the origin of a variable's value begins.
 pub(super) const OF_VARIABLE: &str = "the environment variable ";
 

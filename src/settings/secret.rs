@@ -3,7 +3,7 @@
 use config::{Value, ValueKind};
 use strsim::levenshtein;
 
-use crate::bounds::without_user;
+use crate::keys::without_user;
 
 /// What stands for a value that is kept back.
 const HIDDEN: &str = "(secret)";

@@ -1,5 +1,5 @@
-//! What settings look like: which keys there are and what kind of value each takes, read out of
-//! `config/default.toml`. Refuses what has another shape; must not know where values come from.
+//! What settings look like: which keys are declared and what kind of value each takes. Rejects what has another
+//! shape; must not know where values come from.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,9 @@ use config::{Map, Value, ValueKind};
 use strsim::levenshtein;
 
 use super::error::SettingsError;
-use super::origin::{from_environment, origin_of};
+use super::origin::{PREFIX, from_environment, origin_of};
 use super::secret::shown;
+use crate::keys::Section;
 
 /// Tables whose keys are the user's own.
 pub(super) const OPEN_TABLES: [&str; 2] = ["kafka.properties", "dead_letter.properties"];
@@ -83,38 +84,33 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// All keys that `toml` names, those in comments (`# key = value`) included.
-    pub(super) fn read(toml: &str) -> Self {
-        let mut section = String::new();
+    /// All keys that the sections declare.
+    pub(super) fn of(sections: &[Section]) -> Self {
         let mut kinds = BTreeMap::new();
-        for line in toml.lines() {
-            let line = line.trim();
-            let header = line
-                .strip_prefix('[')
-                .and_then(|rest| rest.strip_suffix(']'));
-            if let Some(header) = header {
-                header.clone_into(&mut section);
-                let open = OPEN_TABLES.contains(&header);
-                let kind = if open { Kind::Open } else { Kind::Section };
-                kinds.insert(section.clone(), kind);
-                continue;
+        for section in sections {
+            kinds.insert(section.name.to_owned(), Kind::Section);
+            for key in &section.keys {
+                let value = key.default.as_ref().or(key.example.as_ref());
+                // A table with a section of its own is declared there.
+                if let Some(kind) = value.and_then(Kind::of) {
+                    kinds.insert(format!("{}.{}", section.name, key.name), kind);
+                }
             }
-            if let Some((key, kind)) = statement(line.strip_prefix("# ").unwrap_or(line)) {
-                kinds.insert(format!("{section}.{key}"), kind);
-            }
+        }
+        for open in OPEN_TABLES {
+            kinds.insert(open.to_owned(), Kind::Open);
         }
         Self { kinds }
     }
 
-    /// Refuses keys that do not exist, then values of another kind.
-    pub(super) fn check(&self, root: &Value) -> Result<(), SettingsError> {
+    /// What is wrong: keys that do not exist first, then values of another kind.
+    pub(super) fn faults(&self, root: &Value) -> Vec<SettingsError> {
         let mut faults = Vec::new();
         if let ValueKind::Table(sections) = &root.kind {
             self.look_at_all("", sections, &mut faults);
         }
-        let unknown = |fault: &SettingsError| matches!(fault, SettingsError::UnknownKey { .. });
-        let first = faults.iter().position(unknown).unwrap_or_default();
-        faults.into_iter().nth(first).map_or(Ok(()), Err)
+        faults.sort_by_key(|fault| !matches!(fault, SettingsError::UnknownKey { .. }));
+        faults
     }
 
     fn look_at_all(
@@ -154,30 +150,32 @@ impl Shape {
             (None, _) => faults.push(SettingsError::UnknownKey {
                 key: path.to_owned(),
                 origin: origin_of(Some(value)),
-                nearest: self.nearest(path),
+                nearest: self.nearest(path, from_environment(value)),
             }),
         }
     }
 
-    /// The known key with the fewest edits, where that is few enough to be a slip.
-    fn nearest(&self, key: &str) -> Option<String> {
-        self.kinds
-            .keys()
-            .filter(|candidate| candidate.contains('.') == key.contains('.'))
-            .map(|candidate| (levenshtein(key, candidate), candidate))
-            .min()
-            .filter(|(distance, _)| *distance <= key.chars().count() / 3)
-            .map(|(_, candidate)| candidate.clone())
+    /// The known key with the fewest edits, where that is few enough to be a slip. A variable may lack one of two
+    /// underscores.
+    fn nearest(&self, key: &str, is_variable: bool) -> Option<String> {
+        let flat = |key: &str| key.replace('.', "_");
+        let near = || {
+            let alike = |known: &&String| known.contains('.') == key.contains('.');
+            let known = self.kinds.keys().filter(alike);
+            let nearest = known.map(|known| (levenshtein(key, known), known)).min();
+            nearest.filter(|(distance, _)| *distance <= key.chars().count() / 3)
+        };
+        let same = || {
+            self.kinds
+                .keys()
+                .find(|known| is_variable && flat(known) == flat(key))
+        };
+        let found = same().or_else(|| near().map(|(_, known)| known))?;
+        Some(if is_variable {
+            let name = found.to_uppercase().replace('.', "__");
+            format!("`{found}` ({PREFIX}{name})")
+        } else {
+            format!("`{found}`")
+        })
     }
-}
-
-/// `key = value` of the documented defaults, with the kind of the value.
-fn statement(line: &str) -> Option<(String, Kind)> {
-    let (key, _) = line.split_once(" = ")?;
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    if key.is_empty() || !key.chars().all(plain) {
-        return None;
-    }
-    let table: toml::Table = line.parse().ok()?;
-    Some((key.to_owned(), Kind::of(table.get(key)?)?))
 }

@@ -4,16 +4,21 @@ use std::io::Write;
 
 use super::*;
 
-fn load(toml: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+fn with<T>(toml: &str, variables: &[(&str, &str)], read: impl FnOnce(&Origins) -> T) -> T {
     let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
     file.write_all(toml.as_bytes()).unwrap();
-    Settings::load(&Origins {
+    read(&Origins {
         file: Some(file.path().to_owned()),
         variables: variables
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
+        ..Origins::default()
     })
+}
+
+fn load(toml: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsErrors> {
+    with(toml, variables, Settings::load)
 }
 
 fn message(toml: &str, variables: &[(&str, &str)]) -> String {
@@ -126,7 +131,7 @@ fn secrets_stay_out_of_debug_output() {
 fn a_missing_file_is_named() {
     let error = Settings::load(&Origins {
         file: Some("no/such.toml".into()),
-        variables: Vec::new(),
+        ..Origins::default()
     })
     .unwrap_err();
     assert!(error.to_string().contains("no/such.toml"));
@@ -284,9 +289,84 @@ fn the_file_is_named_as_it_was_given() {
     file.write_all(b"[kafka]\ntopics = 1").unwrap();
     let error = Settings::load(&Origins {
         file: Some(file.path().to_owned()),
-        variables: Vec::new(),
+        ..Origins::default()
     });
     let text = error.unwrap_err().to_string();
     let name = file.path().display().to_string();
     assert!(text.contains(&format!("(from {name})")), "{text}");
+}
+
+#[test]
+fn all_that_is_wrong_is_said_at_once() {
+    let text = message(
+        "[kafka]\ntopics = \"a\"\naccept_gap = 5\n[stor]\nkind = \"x\"",
+        &[("TCBERT__BATCH__LINGER_MS", "soon")],
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 4, "{text}");
+    assert!(lines[0].contains("kafka.topics") && lines[1].contains("stor.kind"));
+    let text = message(
+        "[batch]\nmax_rows = 0\n[tagging]\ntop_k = -1\n[store]\nkind = \"x\"",
+        &[],
+    );
+    for key in ["top_k", "max_rows", "store.kind"] {
+        assert!(text.contains(key), "{text}");
+    }
+    let text = message(
+        "[batch]\nmax_rows = 0\n[pipeline]\nprepare_threads = 65",
+        &[],
+    );
+    assert!(
+        text.contains("from 1 to 65536") && text.contains("from 1 to 64"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_variable_that_lacks_an_underscore_is_told_its_name() {
+    let text = message("", &[("TCBERT__KAFKA_BROKERS", "x:1")]);
+    assert!(
+        text.contains("did you mean `kafka.brokers` (TCBERT__KAFKA__BROKERS)?"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_environment_without_a_file_is_told_which_there_are() {
+    let text = message("", &[("TCBERT_ENV", "producton")]);
+    assert!(
+        text.contains("TCBERT_ENV") && text.contains("config/producton.toml"),
+        "{text}"
+    );
+    assert!(text.contains("there are development, production"), "{text}");
+    let settings = load("", &[("TCBERT_ENV", "production")]).unwrap();
+    assert!(!settings.store.apply_migrations);
+}
+
+#[test]
+fn what_is_in_effect_is_shown_with_its_origin_and_without_secrets() {
+    let toml = "[kafka]\ntopic = \"news\"\n[kafka.properties]\n\"sasl.password\" = \"hunter2\"\n[decode.fields]\nid = \"/nr\"";
+    let found = with(toml, &[("TCBERT__STORE__API_KEY", "hunter2")], effective).unwrap();
+    let of = |key: &str| {
+        found
+            .iter()
+            .find(|setting| setting.key == key)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(of("kafka.topic").value.as_deref(), Some("news"));
+    assert!(of("kafka.topic").origin.contains(".toml") && !of("kafka.topic").is_default());
+    assert!(of("kafka.brokers").is_default());
+    assert_eq!(of("decode.fields.id").value.as_deref(), Some("/nr"));
+    assert_eq!(of("decode.fields.title").value.as_deref(), Some("/title"));
+    assert_eq!(of("tagging.threshold").value, None);
+    for secret in ["store.api_key", "kafka.properties.sasl.password"] {
+        assert_eq!(of(secret).value.as_deref(), Some("(secret)"), "{secret}");
+    }
+    assert!(
+        of("store.api_key")
+            .origin
+            .contains("TCBERT__STORE__API_KEY")
+    );
+    assert!(!format!("{found:?}").contains("hunter2"));
 }

@@ -6,20 +6,17 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use tonic::codegen::http::Uri;
 
-use crate::bounds::{Violation, check_range, without_user};
+use crate::keys::{Declared, Violation, section, without_user};
 use crate::store::StoreError;
 
 /// Most bytes of one request; a server takes 32 MB, writes get slow long before.
 pub const MAX_REQUEST_BYTES: usize = 5_000_000;
 
-/// Most points of a write; a multiple of what any store gains by.
-const MAX_BATCH_POINTS: usize = 4096;
-
 /// Which store points go to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
     /// Qdrant's engine inside this process, in a folder.
@@ -48,70 +45,58 @@ impl StoreKind {
     }
 }
 
-/// The `[store]` section.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StoreSettings {
-    /// Embedded or a server.
-    pub kind: StoreKind,
-    /// gRPC address of the server.
-    pub url: String,
-    /// Key of the server; rather from the environment or `api_key_file`.
-    pub api_key: ApiKey,
-    /// File that holds the key; `None` where there is none.
-    pub api_key_file: Option<PathBuf>,
-    /// Folder of the embedded store.
-    pub path: PathBuf,
-    /// Collection (or alias) that is written and searched.
-    pub collection: String,
-    /// Alias that migrations let stand for the collection; empty for none.
-    pub alias: String,
-    /// Whether `run` and `backfill` apply pending migrations when they start.
-    pub apply_migrations: bool,
-    /// Most points of one request; `None` for what suits the store.
-    pub batch_points: Option<usize>,
-    /// Most bytes of one request.
-    pub max_batch_bytes: usize,
-    /// Most requests in flight.
-    pub concurrency: usize,
-    /// How long a request may take.
-    pub timeout_ms: u64,
-    /// How long connecting may take.
-    pub connect_timeout_ms: u64,
-    /// Whether the body is kept in the payload.
-    pub keep_text: bool,
-    /// How long the marker of a deletion keeps late older writes out.
-    pub tombstone_retention_hours: u64,
-    /// Free disk below which the embedded store takes no writes.
-    pub min_free_mb: u64,
-    /// Disk that the embedded store's log may take before it is trimmed.
-    pub max_log_mb: u64,
-    /// Points of the embedded store from which it builds a search graph; 0 for never.
-    pub graph_from_points: usize,
-}
-
-impl Default for StoreSettings {
-    fn default() -> Self {
-        Self {
-            kind: StoreKind::Embedded,
-            url: "http://localhost:6334".into(),
-            api_key: ApiKey::default(),
-            api_key_file: None,
-            path: PathBuf::from("data/store"),
-            collection: "documents".into(),
-            alias: String::new(),
-            apply_migrations: true,
-            batch_points: None,
-            max_batch_bytes: 4_000_000,
-            concurrency: 4,
-            timeout_ms: 20_000,
-            connect_timeout_ms: 5_000,
-            keep_text: false,
-            tombstone_retention_hours: 168,
-            min_free_mb: 256,
-            max_log_mb: 1024,
-            graph_from_points: 0,
-        }
+section! {
+    /// Where tagged documents go.
+    pub struct StoreSettings in "store" {
+        /// "embedded": Qdrant's engine inside the worker, in the folder `path`; one process at a time. "qdrant": a
+        /// Qdrant server (1.16 or newer) at `url`.
+        kind: StoreKind = StoreKind::Embedded;
+        /// gRPC address of the Qdrant server: `http://host:6334` or `https://host:6334`. A private certificate
+        /// authority is trusted by naming its file in the environment variable SSL_CERT_FILE.
+        url: String = "http://localhost:6334".to_owned();
+        /// API key of the server; better set as TCBERT__STORE__API_KEY or through api_key_file. Rejected over plain
+        /// http to any host but this one.
+        api_key: ApiKey = ApiKey::default();
+        /// Path of a file that holds the API key and nothing else.
+        api_key_file: Option<PathBuf> = None, example "/run/secrets/qdrant-key";
+        /// Folder of the embedded store; made when it is missing.
+        path: PathBuf = PathBuf::from("data/store");
+        /// Collection that is written and searched; letters, digits, '.', '_', '-', at most 200.
+        collection: String = "documents".to_owned();
+        /// A second name for the collection that readers can use: migrations create it, and
+        /// `migrate apply --switch-alias` moves it from an older collection in one step. Empty: none.
+        alias: String = String::new();
+        /// Apply pending migrations when the worker starts; off, `tcbert-worker migrate apply` does it.
+        apply_migrations: bool = true;
+        /// Most points of one request. Left out: 2048 for the embedded store, where a write costs dozens of
+        /// synchronised files however many its points, 128 for a server.
+        batch_points: Option<usize> = None, example 128, in 1..=4096;
+        /// Most bytes of one request.
+        max_batch_bytes: usize = 4_000_000, in 10_000..=MAX_REQUEST_BYTES;
+        /// Most requests in flight to the server.
+        concurrency: usize = 4, in 1..=64;
+        /// How long one request may take, in milliseconds. A request that takes longer is sent again: writing twice is
+        /// harmless.
+        timeout_ms: u64 = 20_000, in 100..=600_000;
+        /// How long connecting may take, in milliseconds.
+        connect_timeout_ms: u64 = 5_000, in 100..=25_000;
+        /// Keep the body of a document in its point (the title always is).
+        keep_text: bool = false;
+        /// How long the marker of a deletion stays, in hours. Within it no late older record brings the document
+        /// back.
+        tombstone_retention_hours: u64 = 168, in 1..=24 * 3660;
+        /// Embedded store: free disk in megabytes below which it takes no writes; the worker waits and continues when
+        /// there is room again. Less than 64 counts as 64: the store maps its files, and a full disk would end the
+        /// process. 0 turns the check off for writes, not where a store is opened.
+        min_free_mb: u64 = 256;
+        /// Embedded store: megabytes of files that its write-ahead log may have before it starts over, which stops
+        /// writes for a moment. On Linux the files are empty but for their ends: the log is dropped before it reaches
+        /// the disk.
+        max_log_mb: u64 = 1024, in 64..=1_000_000;
+        /// Embedded store: number of points from which a search graph (HNSW) is built over the finished part of the
+        /// collection; building stops writes meanwhile. 0: never, every search reads all vectors, which is exact and
+        /// takes about 10 ms for 100000 points of width 256.
+        graph_from_points: usize = 0;
     }
 }
 
@@ -137,42 +122,12 @@ impl StoreSettings {
         Duration::from_secs(self.tombstone_retention_hours * 60 * 60)
     }
 
-    /// Notes every value that is not allowed.
-    pub fn validate(&self, violations: &mut Vec<Violation>) {
-        check_range(
-            violations,
-            "batch_points",
-            self.batch_points(),
-            1,
-            MAX_BATCH_POINTS,
-        );
-        check_range(
-            violations,
-            "max_batch_bytes",
-            self.max_batch_bytes,
-            10_000,
-            MAX_REQUEST_BYTES,
-        );
-        check_range(violations, "concurrency", self.concurrency, 1, 64);
-        check_range(violations, "timeout_ms", self.timeout_ms, 100, 600_000);
-        check_range(
-            violations,
-            "connect_timeout_ms",
-            self.connect_timeout_ms,
-            100,
-            25_000,
-        );
-        check_range(
-            violations,
-            "tombstone_retention_hours",
-            self.tombstone_retention_hours,
-            1,
-            24 * 3660,
-        );
-        check_range(violations, "max_log_mb", self.max_log_mb, 64, 1_000_000);
-        check_name(violations, "collection", &self.collection);
+    /// Values outside what their keys allow; keys are given below the section.
+    pub fn violations(&self) -> Vec<Violation> {
+        let mut violations = self.out_of_range();
+        check_name(&mut violations, "collection", &self.collection);
         if !self.alias.is_empty() {
-            check_name(violations, "alias", &self.alias);
+            check_name(&mut violations, "alias", &self.alias);
             if self.alias == self.collection {
                 violations.push(Violation::new(
                     "alias",
@@ -186,8 +141,9 @@ impl StoreSettings {
                 Violation::new("path", "", "the folder of the embedded store"),
             ),
             StoreKind::Embedded => {}
-            StoreKind::Qdrant => self.validate_server(violations),
+            StoreKind::Qdrant => self.validate_server(&mut violations),
         }
+        violations
     }
 
     fn validate_server(&self, violations: &mut Vec<Violation>) {
@@ -348,6 +304,13 @@ impl ApiKey {
     }
 }
 
+/// Hidden, as what is serialised is what people are shown.
+impl Serialize for ApiKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.is_set() { "***" } else { "" })
+    }
+}
+
 impl fmt::Debug for ApiKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(if self.is_set() { "(set)" } else { "(none)" })
@@ -359,12 +322,8 @@ mod tests {
     use super::*;
 
     fn violations(settings: &StoreSettings) -> Vec<String> {
-        let mut violations = Vec::new();
-        settings.validate(&mut violations);
-        violations
-            .into_iter()
-            .map(|violation| violation.key)
-            .collect()
+        let violations = settings.violations().into_iter();
+        violations.map(|violation| violation.key).collect()
     }
 
     fn server(url: &str) -> StoreSettings {
@@ -373,15 +332,6 @@ mod tests {
             url: url.into(),
             ..StoreSettings::default()
         }
-    }
-
-    #[test]
-    fn the_shipped_file_says_what_the_code_does() {
-        let shipped = include_str!("../../config/default.toml");
-        let table: toml::Table = shipped.parse().unwrap();
-        let section: StoreSettings = table["store"].clone().try_into().unwrap();
-        assert_eq!(section, StoreSettings::default());
-        assert_eq!(violations(&section), Vec::<String>::new());
     }
 
     #[test]
@@ -436,8 +386,7 @@ mod tests {
         for key in ["hunter\n2", "hunter 2", "hünter2", "\u{7f}"] {
             let mut settings = server("http://localhost:6334");
             settings.api_key = ApiKey::new(key);
-            let mut violations = Vec::new();
-            settings.validate(&mut violations);
+            let violations = settings.violations();
             let shown: Vec<_> = violations.iter().map(|it| (&*it.key, &*it.value)).collect();
             assert_eq!(shown, [("api_key", "(secret)")]);
         }
@@ -445,8 +394,7 @@ mod tests {
 
     #[test]
     fn a_password_in_the_address_is_refused_unseen() {
-        let mut violations = Vec::new();
-        server("http://me:hunter2@host:6334").validate(&mut violations);
+        let violations = server("http://me:hunter2@host:6334").violations();
         let violation = violations.first().unwrap();
         assert_eq!(violation.value, "http://(secret)@host:6334");
         assert!(violation.allowed.contains("store.api_key"));

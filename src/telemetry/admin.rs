@@ -9,23 +9,24 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::health::{Health, Part};
 use super::metrics::Metrics;
-use crate::bounds::Violation;
+use crate::keys::{Violation, section};
 
 const ALLOWED_ADDRESSES: &str =
     "an address with a port such as \"127.0.0.1:9464\", or nothing to have no admin server";
 
-/// The section `admin`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdminSettings {
-    /// Address and port of the admin server; empty: there is none.
-    pub listen: String,
+section! {
+    /// The admin server with /healthz, /readyz and /metrics.
+    #[derive(Eq)]
+    pub struct AdminSettings in "admin" {
+        /// Address and port of the admin server, such as "127.0.0.1:9464". Any other address than loopback can be
+        /// reached from other machines. Empty: no admin server.
+        listen: String = String::new();
+    }
 }
 
 impl AdminSettings {

@@ -3,21 +3,21 @@
 
 use std::io::{self, IsTerminal};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::bounds::Violation;
+use crate::keys::{Violation, section};
 
 /// The end of the sentence "allowed is ...".
 const ALLOWED_LEVELS: &str =
     "error, warn, info, debug or trace, or a list such as \"info,tcbert_worker::store=debug\"";
 
 /// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -27,22 +27,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// The section `log`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogSettings {
-    /// What is logged: a level, or levels by module.
-    pub level: String,
-    /// How a log line looks.
-    pub format: LogFormat,
-}
-
-impl Default for LogSettings {
-    fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: LogFormat::Text,
-        }
+section! {
+    /// Log lines on standard error.
+    #[derive(Eq)]
+    pub struct LogSettings in "log" {
+        /// What is logged: "error", "warn", "info", "debug", "trace" or "off", or levels by module such as
+        /// "info,tcbert_worker::store=debug".
+        level: String = "info".to_owned();
+        /// How a line looks: "text" for people, "json" for machines.
+        format: LogFormat = LogFormat::Text;
     }
 }
 

@@ -32,6 +32,7 @@ fn engine() -> Engine {
     let settings = Settings::load(&Origins {
         file: None,
         variables: variables.into(),
+        ..Origins::default()
     })
     .unwrap();
     Engine::load(&settings).unwrap()

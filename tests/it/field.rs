@@ -133,6 +133,7 @@ impl Field {
         let origins = Origins {
             file: None,
             variables: variables.clone(),
+            ..Origins::default()
         };
         let settings = Settings::load(&origins).unwrap();
         let expectation = assemble::expected_collection(&settings).unwrap();

@@ -343,7 +343,7 @@ fn a_static_member_comes_back_without_a_rebalance() {
     };
     let ground = Ground::new(kafka, 4);
     let member = |name: &str| KafkaSettings {
-        group_instance_id: Some(name.to_owned()),
+        group_instance_id: name.to_owned(),
         session_timeout_ms: 30_000,
         ..ground.settings()
     };

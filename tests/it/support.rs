@@ -72,6 +72,7 @@ pub fn settings(broker: &EmbeddedBroker, folder: &Path, overrides: &[(&str, &str
     Settings::load(&Origins {
         file: None,
         variables,
+        ..Origins::default()
     })
     .unwrap()
 }

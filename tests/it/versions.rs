@@ -84,6 +84,7 @@ impl Place {
         let settings = Settings::load(&Origins {
             file: None,
             variables: self.variables.clone(),
+            ..Origins::default()
         })
         .unwrap();
         let expectation = assemble::expected_collection(&settings).unwrap();

@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 use std::process::ExitCode;
 
 use crate::assemble::AssembleError;
-use crate::settings::SettingsError;
+use crate::settings::{SettingsError, SettingsErrors};
 
 /// The end of a command that did not do its work.
 #[derive(Debug)]
@@ -56,6 +56,12 @@ impl From<AssembleError> for Failure {
             error if error.is_configuration() => Self::usage(error),
             error => Self::failed(error),
         }
+    }
+}
+
+impl From<SettingsErrors> for Failure {
+    fn from(errors: SettingsErrors) -> Self {
+        Self::usage(errors)
     }
 }
 

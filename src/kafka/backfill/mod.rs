@@ -82,7 +82,7 @@ impl RangeJob {
     pub(super) fn settings(&self, live: &KafkaSettings) -> KafkaSettings {
         KafkaSettings {
             group_id: self.group_id(live),
-            group_instance_id: None,
+            group_instance_id: String::new(),
             ..live.clone()
         }
     }

@@ -1,44 +1,34 @@
-//! The section `dead_letter` of the configuration: keys, defaults and bounds.
+//! The section `dead_letter` of the configuration.
 
-use serde::Deserialize;
-
-use crate::bounds::{Violation, check_range};
 use crate::kafka::properties::Properties;
+use crate::keys::{Declared, Violation, section};
 
-/// The section `dead_letter`; every key is described in `config/default.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DeadLetterSettings {
-    /// Name under which letters are sent: the header `__connect.errors.connector.name`.
-    pub connector_name: String,
-    /// Folder for records that the broker refuses for their size.
-    pub spool_dir: String,
-    /// Bytes that the folder may hold.
-    pub spool_max_bytes: u64,
-    /// Bytes of a value that are kept where the whole is too large for the broker.
-    pub cut_value_bytes: usize,
-    /// Longest pause between two attempts.
-    pub retry_max_ms: u64,
-    /// Further properties for librdkafka's producer.
-    pub properties: Properties,
-}
-
-impl Default for DeadLetterSettings {
-    fn default() -> Self {
-        Self {
-            connector_name: "tcbert-worker".to_owned(),
-            spool_dir: "data/dead-letters".to_owned(),
-            spool_max_bytes: 1024 * 1024 * 1024,
-            cut_value_bytes: 16 * 1024,
-            retry_max_ms: 10_000,
-            properties: Properties::default(),
-        }
+section! {
+    /// How dead letters are sent, and where records go that are too large for their topic.
+    #[derive(Eq)]
+    pub struct DeadLetterSettings in "dead_letter" {
+        /// Who sends a dead letter: its header __connect.errors.connector.name.
+        connector_name: String = "tcbert-worker".to_owned();
+        /// Folder for records that the broker rejects for their size. Their dead letter has a cut value and names the
+        /// file. It should be on a volume that outlives the worker; several workers may share it. A worker that cannot
+        /// write there does not start.
+        spool_dir: String = "data/dead-letters".to_owned();
+        /// Bytes that the folder may hold. When it is full the worker waits and says so; nothing is dropped.
+        spool_max_bytes: u64 = 1 << 30, in 1 << 20..=1 << 50;
+        /// Bytes of a value that the dead letter keeps where the whole is too large.
+        cut_value_bytes: usize = 16 << 10, in 0..=1 << 20;
+        /// Longest pause between two attempts to send a dead letter, in milliseconds. The first is a tenth of a
+        /// second; it doubles.
+        retry_max_ms: u64 = 10_000, in 100..=3_600_000;
+        /// Further properties for the producer of dead letters, by librdkafka's own names.
+        properties: Properties = Properties::default();
     }
 }
 
 impl DeadLetterSettings {
-    /// Notes values outside what their keys allow; keys are given below the section.
-    pub fn validate(&self, violations: &mut Vec<Violation>) {
+    /// Values outside what their keys allow; keys are given below the section.
+    pub fn violations(&self) -> Vec<Violation> {
+        let mut violations = self.out_of_range();
         for (key, value) in [
             ("connector_name", &self.connector_name),
             ("spool_dir", &self.spool_dir),
@@ -47,28 +37,7 @@ impl DeadLetterSettings {
                 violations.push(Violation::new(key, value, "not empty"));
             }
         }
-        let mebibyte = 1024 * 1024;
-        check_range(
-            violations,
-            "spool_max_bytes",
-            self.spool_max_bytes,
-            mebibyte,
-            mebibyte << 30,
-        );
-        check_range(
-            violations,
-            "cut_value_bytes",
-            self.cut_value_bytes,
-            0,
-            1024 * 1024,
-        );
-        check_range(
-            violations,
-            "retry_max_ms",
-            self.retry_max_ms,
-            100,
-            3_600_000,
-        );
-        self.properties.validate("properties", violations);
+        self.properties.validate("properties", &mut violations);
+        violations
     }
 }

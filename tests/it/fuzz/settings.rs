@@ -53,6 +53,7 @@ fn configuration_files() {
                 ("TCBERT__BATCH__LINGER_MS".to_owned(), value),
                 ("TCBERT__STORE__API_KEY".to_owned(), "hunter3".to_owned()),
             ],
+            ..Origins::default()
         });
         match loaded {
             Ok(settings) => {
@@ -64,17 +65,15 @@ fn configuration_files() {
                 let message = error.to_string();
                 assert!(!message.trim().is_empty());
                 assert!(!message.contains("hunter3"), "a secret in {message}");
-                match error {
+                let kinds = error.0.into_iter().map(|error| match error {
                     SettingsError::UnknownKey { key, .. } if key.len() < 40 => {
                         format!("unknown {key}")
                     }
                     SettingsError::WrongType { key, .. } => format!("type {key}"),
-                    SettingsError::OutOfBounds(values) => {
-                        let keys: Vec<_> = values.into_iter().map(|value| value.key).collect();
-                        format!("bounds {}", keys.join(" "))
-                    }
+                    SettingsError::OutOfBounds(value) => format!("bounds {}", value.key),
                     other => format!("{:?}", std::mem::discriminant(&other)),
-                }
+                });
+                kinds.collect::<Vec<_>>().join(", ")
             }
         }
     });

@@ -45,6 +45,7 @@ fn settings(folder: &Path) -> Settings {
     Settings::load(&Origins {
         file: None,
         variables: variables.collect(),
+        ..Origins::default()
     })
     .unwrap()
 }
