@@ -100,7 +100,7 @@ finetune: prerequisites .venv-torch/.ready ## fine-tune a checkpoint and export 
 # `--peer-precision` for one more where it differs.
 BENCH_PRECISION = $(if $(findstring fp32,$(ARGS)),fp32) $(or $(findstring fp16,$(ARGS)),$(if $(findstring --precision fp32,$(ARGS)),$(findstring int8,$(ARGS)),int8))
 BENCH_BUNDLE = $(foreach shape,110m 330m,$(if $(findstring $(shape),$(ARGS)),$(BENCH_PRECISION:%=models/bench-$(shape)-%/bundle.toml)))
-# A large model is measured as docs/checkpoints.md advises to run it; an empty TCBERT__MODEL__PREPARED_WEIGHTS measures the default.
+# A large model is measured as docs/models.md advises to run it; an empty TCBERT__MODEL__PREPARED_WEIGHTS measures the default.
 BENCH_WEIGHTS = $(if $(strip $(BENCH_BUNDLE)),TCBERT__MODEL__PREPARED_WEIGHTS="$${TCBERT__MODEL__PREPARED_WEIGHTS-target/bench/prepared-weights}")
 
 .PHONY: bench
