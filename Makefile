@@ -72,7 +72,8 @@ soak: setup ## the whole fault matrix with 20,000 records a fault, as a table (n
 		--skip pipeline_faults --nocapture --test-threads 1
 
 .PHONY: lint
-lint: prerequisites .venv-lint/.ready ## formatting, clippy, documentation, licences and bans of dependencies
+lint: prerequisites .venv-lint/.ready ## prose of the pages, formatting, clippy, documentation, licences and bans of dependencies
+	python3 tools/check_prose.py
 	$(CARGO) fmt --check
 	$(TEST_LEVEL) $(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(TEST_LEVEL) $(CARGO) doc $(CARGO_FLAGS) --no-deps

@@ -24,8 +24,8 @@ Settings come from these places; a later one wins:
 3. the file of `--config FILE`;
 4. environment variables: `kafka.topic` is `TCBERT__KAFKA__TOPIC`.
 
-A key that does not exist, a value of another type or out of range is an error. It names the key, the
-value, where the value came from and what is allowed.
+A key that does not exist, a value of another type or out of range is an error. It names the key,
+the value, where the value came from and what is allowed.
 
 This page and `config/default.toml` are generated from the declarations in `src/`.
 ";
